@@ -1,0 +1,1 @@
+"""Search agents: the episode record, the tag protocol, and one file per method."""

@@ -1,0 +1,1 @@
+"""The ``searchrl`` command, one module a subcommand."""

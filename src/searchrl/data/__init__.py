@@ -1,0 +1,1 @@
+"""Questions, passages, and the files they live in; the generated encyclopedia SynthWiki."""

@@ -1,0 +1,103 @@
+"""Questions with gold answers, and the line form they are stored in.
+
+``{"id","question","golden_answers"}`` with optional ``supporting_ids`` (gold passages), ``hops``
+and ``source``. A question without a gold answer is refused where it is read, with its line number:
+later, it would only be a reward that is always zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from searchrl.data.jsonl import read_jsonl
+from searchrl.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question.
+
+    Attributes:
+        id: unique within its file.
+        text: as it is put to the model.
+        answers: gold answers, at least one; any of them counts.
+        source: the dataset it comes from, for per-dataset tables.
+        gold_ids: ids of the passages that together hold the answer, in the order of the reasoning;
+            empty when the dataset does not say.
+        hops: number of passages the answer needs; 0 when unknown.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    source: str = "unknown"
+    gold_ids: tuple[str, ...] = ()
+    hops: int = 0
+
+    def to_row(self) -> dict[str, Any]:
+        """The line that ``read_questions`` reads back to an equal question."""
+        return {
+            "id": self.id,
+            "question": self.text,
+            "golden_answers": list(self.answers),
+            "source": self.source,
+            "supporting_ids": list(self.gold_ids),
+            "hops": self.hops,
+        }
+
+
+def read_questions(path: Path, limit: int | None = None) -> list[Question]:
+    """Read a question file, at most ``limit`` of its lines.
+
+    Raises:
+        InputError: a malformed line (with its number), a repeated id, or no question at all.
+    """
+    questions: list[Question] = []
+    seen: set[str] = set()
+    for number, row in read_jsonl(path):
+        if limit is not None and len(questions) >= limit:
+            break
+        question = question_from_row(row, where=f"{path}:{number}")
+        if question.id in seen:
+            raise InputError(f"{path}:{number}: id {question.id!r} appears twice; ids must differ")
+        seen.add(question.id)
+        questions.append(question)
+    if not questions:
+        raise InputError(f"{path}: no question in it")
+    return questions
+
+
+def question_from_row(row: dict[str, Any], where: str) -> Question:
+    """Build a question from one line; ``where`` opens error messages."""
+    identifier = row.get("id")
+    if not isinstance(identifier, str | int) or isinstance(identifier, bool):
+        raise InputError(f'{where}: field "id" is missing or is not a string')
+    text = row.get("question")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f'{where}: field "question" is missing or empty')
+    hops = row.get("hops", 0)
+    if not isinstance(hops, int) or isinstance(hops, bool):
+        raise InputError(f'{where}: field "hops" is {type(hops).__name__}, not an integer')
+    return Question(
+        id=str(identifier),
+        text=text,
+        answers=_strings(row, "golden_answers", where, required=True),
+        source=str(row.get("source", "unknown")),
+        gold_ids=_strings(row, "supporting_ids", where, required=False),
+        hops=hops,
+    )
+
+
+def _strings(row: dict[str, Any], field: str, where: str, required: bool) -> tuple[str, ...]:
+    value = row.get(field, [])
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, Sequence) or not all(isinstance(item, str | int) for item in value):
+        raise InputError(f'{where}: field "{field}" must be a list of strings')
+    strings = tuple(str(item) for item in value)
+    if required and not any(item.strip() for item in strings):
+        raise InputError(f'{where}: field "{field}" has no gold answer; add one or drop the line')
+    return strings

@@ -1,0 +1,153 @@
+"""Files and directories that are either whole or absent, and can be checked later.
+
+A write goes to a temporary name beside its target, is synced, and is renamed; the rename is the
+commit. A directory gets a ``manifest.json`` with the SHA-256 and size of each of its files, so a
+flipped byte is found when the directory is opened. A kill at any moment leaves the old state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from searchrl.errors import IntegrityError
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing bytes; it appears, complete and synced, only on a clean exit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    with atomic_write(path) as handle:
+        handle.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented, keys in the order given."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextmanager
+def atomic_directory(target: Path, about: Mapping[str, Any]) -> Iterator[Path]:
+    """Fill a temporary directory that replaces ``target`` on a clean exit, with a manifest.
+
+    Args:
+        target: where the directory appears. An existing one is replaced.
+        about: facts kept under ``"about"`` in the manifest (kind, form, settings).
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+        _write_manifest(temporary, about)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+        temporary.chmod(0o755)
+        _swap_in(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def verify_directory(directory: Path) -> dict[str, Any]:
+    """Check every file against the manifest and return its ``"about"`` part.
+
+    Raises:
+        IntegrityError: the manifest is missing or malformed, or a file is missing or altered.
+    """
+    manifest = read_manifest(directory)
+    for name, expected in manifest["files"].items():
+        file = directory / name
+        if not file.is_file():
+            raise IntegrityError(f"{file}: missing, but listed in {MANIFEST}; write it again")
+        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
+            raise IntegrityError(f"{file}: does not match its checksum in {MANIFEST}; it is damaged")
+    about: dict[str, Any] = manifest["about"]
+    return about
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read ``manifest.json`` without checking the files it lists."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise IntegrityError(f"{directory}: no {MANIFEST} there, so it is not a complete directory")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest["files"], dict) or not isinstance(manifest["about"], dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path}: not a manifest of this program") from error
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_manifest(directory: Path, about: Mapping[str, Any]) -> None:
+    files = {
+        file.relative_to(directory).as_posix(): {
+            "sha256": sha256(file),
+            "bytes": file.stat().st_size,
+        }
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+    text = json.dumps({"about": dict(about), "files": files}, ensure_ascii=False, indent=2)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _swap_in(temporary: Path, target: Path) -> None:
+    """Rename ``temporary`` to ``target``; an old target is kept aside until the rename is done."""
+    aside = target.with_name(f".{target.name}.old")
+    if target.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
+    temporary.rename(target)
+    _sync_directory(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Language models behind one protocol, and the tiny models this project trains itself."""

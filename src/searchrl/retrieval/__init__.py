@@ -1,0 +1,1 @@
+"""Indexes that answer queries over a corpus, behind one Retriever protocol."""

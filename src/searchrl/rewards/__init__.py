@@ -1,0 +1,1 @@
+"""From a finished episode to a number: text metrics, the judge, Gain Beyond RAG."""

@@ -1,0 +1,1 @@
+"""Rollouts, advantages, losses, and the trainers that use them."""
