@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -16,29 +17,38 @@ from searchrl.errors import InputError
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a text file for reading, through gzip when its name ends in ``.gz``."""
+    """Open a UTF-8 file for reading, through gzip when its name ends in ``.gz``."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix == ".gz":
-        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8"))
-    return path.open(encoding="utf-8")
+        return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig"))
+    return path.open(encoding="utf-8-sig")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield ``(line number from 1, line)`` for every line that is not blank.
+
+    Raises:
+        InputError: the file is missing or cannot be read, unpacked or decoded to its end.
+    """
+    number = 0
+    try:
+        with open_text(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read after line {number}: {error}") from error
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ``(line number from 1, object)`` for every line that is not blank.
 
     Raises:
-        InputError: the file is missing, cannot be decoded, or a line is not a JSON object.
+        InputError: as ``read_lines``, or a line is not a JSON object.
     """
-    number = 0
-    try:
-        with open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                yield number, _parse_object(path, number, line)
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read after line {number}: {error}") from error
+    for number, line in read_lines(path):
+        yield number, _parse_object(path, number, line)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -55,7 +65,10 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it escaped, UTF-8 cannot
+        return (json.dumps(row) + "\n").encode()
 
 
 def _parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -65,6 +78,8 @@ def _parse_object(path: Path, number: int, line: str) -> dict[str, Any]:
         raise InputError(
             f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
+        raise InputError(f"{path}:{number}: JSON that cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}:{number}: expected a JSON object, got {type(value).__name__}")
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,7 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     """
     questions: list[Question] = []
     seen: set[str] = set()
-    for number, row in read_jsonl(path):
-        if limit is not None and len(questions) >= limit:
-            break
+    for number, row in islice(read_jsonl(path), limit):
         question = question_from_row(row, where=f"{path}:{number}")
         if question.id in seen:
             raise InputError(f"{path}:{number}: id {question.id!r} appears twice; ids must differ")

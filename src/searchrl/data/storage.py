@@ -1,12 +1,17 @@
 """Files and directories that are either whole or absent, and can be checked later.
 
 A write goes to a temporary name beside its target, is synced, and is renamed; the rename is the
-commit. A directory gets a ``manifest.json`` with the SHA-256 and size of each of its files, so a
-flipped byte is found when the directory is opened. A kill at any moment leaves the old state.
+commit. A directory gets a ``manifest.json`` with the SHA-256 and size of each of its files, and one
+of its own, so a flipped byte is found when the directory is opened. A kill at any moment leaves the
+old state: a directory is swapped with the new one in one step of the kernel. Where that step is
+missing (other systems than Linux, some network drives), the old one waits as ``.NAME.old`` for the
+instant between two renames, and is put back if the second fails.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -36,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(handle.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-        _sync_directory(path.parent)
+        _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -66,10 +71,9 @@ def atomic_directory(target: Path, about: Mapping[str, Any]) -> Iterator[Path]:
     try:
         yield temporary
         _write_manifest(temporary, about)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
         temporary.chmod(0o755)
+        for entry in (temporary, *temporary.rglob("*")):
+            _sync(entry)
         _swap_in(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +92,9 @@ def verify_directory(directory: Path) -> dict[str, Any]:
         if not file.is_file():
             raise IntegrityError(f"{file}: missing, but listed in {MANIFEST}; write it again")
         if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
-            raise IntegrityError(f"{file}: does not match its checksum in {MANIFEST}; it is damaged")
+            raise IntegrityError(
+                f"{file}: does not match its checksum in {MANIFEST}; it is damaged"
+            )
     about: dict[str, Any] = manifest["about"]
     return about
 
@@ -100,10 +106,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise IntegrityError(f"{directory}: no {MANIFEST} there, so it is not a complete directory")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest["files"], dict) or not isinstance(manifest["about"], dict):
+        about, files, seal = (manifest[key] for key in ("about", "files", "sha256"))
+        if not isinstance(about, dict) or not isinstance(files, dict):
             raise TypeError
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{path}: not a manifest of this program") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{path}: not a manifest of this program, or damaged") from error
+    if seal != _seal(about, files):
+        raise IntegrityError(f"{path}: does not match its own checksum; it is damaged")
     return manifest
 
 
@@ -125,27 +134,56 @@ def _write_manifest(directory: Path, about: Mapping[str, Any]) -> None:
         for file in sorted(directory.rglob("*"))
         if file.is_file()
     }
-    text = json.dumps({"about": dict(about), "files": files}, ensure_ascii=False, indent=2)
+    manifest = {"about": dict(about), "files": files, "sha256": _seal(about, files)}
+    text = json.dumps(manifest, ensure_ascii=False, indent=2)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def _seal(about: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    """Hex digest of what the manifest says, whatever its white space."""
+    return hashlib.sha256(json.dumps([dict(about), dict(files)]).encode()).hexdigest()
+
+
 def _swap_in(temporary: Path, target: Path) -> None:
-    """Rename ``temporary`` to ``target``; an old target is kept aside until the rename is done."""
+    """Put ``temporary`` in the place of ``target``; what stood there is deleted afterwards."""
+    if not target.exists():
+        temporary.rename(target)
+        _sync(target.parent)
+    elif _exchange(temporary, target):
+        _sync(target.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        _swap_in_two_steps(temporary, target)
+
+
+def _swap_in_two_steps(temporary: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.old")
-    if target.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        target.rename(aside)
-    temporary.rename(target)
-    _sync_directory(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    _sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step, with Linux's ``renameat2``; False where it is not to be had."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
+        return True
+    if (code := ctypes.get_errno()) in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Bring a file or a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,230 @@
+"""What the tiny models are taught, as endless streams of weighted sequences.
+
+Three lessons, all over worlds whose seeds (5,000 to 9,999) nothing else uses:
+
+- ``reading``: several questions over a few passages, every answer a copy. Learned first; without
+  it a model of this size does not learn to copy names.
+- ``answering``: the generator's task. One, two and three hops; the bridges are thought aloud
+  between ``<think>`` tags; where a needed passage is missing the answer is "unknown".
+- ``searching``: demonstrations of the s3 protocol by a mediocre searcher. It mostly searches for
+  what the question already names, so reinforcement learning has something to improve.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from searchrl.agents.prompts import reader_prompt, render_context, s3_prompt
+from searchrl.agents.protocol import render_hits, render_observation
+from searchrl.data.names import FAMILY
+from searchrl.data.passages import Passage
+from searchrl.data.questions import Question
+from searchrl.data.synthwiki import CHAINS, Entity, World
+from searchrl.models.chat import encode_text, render_chat
+from searchrl.models.protocol import Message
+from searchrl.retrieval.protocol import Hit
+from searchrl.training.supervised import Example
+
+SEEDS = range(5_000, 10_000)
+UNKNOWN = "unknown"
+_WORLD_SIZE = 1_000
+_READ_WEIGHT = 0.05
+
+Search = Callable[[World, str, int], list[Hit]]
+
+
+def reading(tokenizer: PreTrainedTokenizerBase, seed: int, weight: float) -> Iterator[Example]:
+    """Three passages, then six to nine one-hop questions about them.
+
+    Args:
+        tokenizer: the tiny tokenizer.
+        seed: fixes the stream.
+        weight: of every token that is not an answer; answers weigh 1.
+    """
+    draw = random.Random(seed)
+    while True:
+        world = World(draw.choice(SEEDS), _WORLD_SIZE)
+        entities = _neighbourhood(world, draw, count=3)
+        facts = [(entity, chain) for entity in entities for chain in CHAINS[1]
+                 if chain[0].subject == entity.kind]
+        draw.shuffle(facts)
+        builder = _Builder(tokenizer)
+        opening = [Message("system", render_context(_hits(world, entities)))]
+        for entity, chain in facts[:9]:
+            value = world.value(entity, chain[0])
+            phrase = draw.choice(chain[0].phrases).format(x=entity.name)
+            builder.chat([*opening, Message("user", _wrap(draw, phrase))], weight)
+            builder.spoken(value if isinstance(value, str) else value.name)
+            opening = []
+        yield builder.example()
+
+
+def answering(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example]:
+    """Passages and three questions whose evidence may be there or not."""
+    draw = random.Random(seed)
+    while True:
+        world = World(draw.choice(SEEDS), _WORLD_SIZE)
+        hops = {1: 0.3, 2: 0.4, 3: 0.3}
+        questions = list(world.questions(3, stream=draw.randrange(10**9), hops=hops))
+        shown: list[Entity] = []
+        for question in questions[: draw.choice((1, 1, 2, 3))]:
+            gold = world.gold_entities(question)
+            if draw.random() < 0.2:
+                gold.pop(draw.randrange(len(gold)))
+            shown += gold
+            shown += _relatives(world, draw, gold[:1], count=draw.randrange(3))
+        shown += _strangers(world, draw, count=draw.randrange(3))
+        shown = list(dict.fromkeys(shown))
+        draw.shuffle(shown)
+        shown = shown[:9]
+        builder = _Builder(tokenizer)
+        context = _hits(world, shown)
+        for number, question in enumerate(questions):
+            messages = reader_prompt(question.text, context, "brief")
+            builder.chat(messages if number == 0 else messages[1:], _READ_WEIGHT)
+            builder.spoken(spoken_answer(question, world.gold_entities(question), shown))
+        yield builder.example()
+
+
+def spoken_answer(question: Question, gold: Sequence[Entity], shown: Sequence[Entity]) -> str:
+    """What the ideal generator says: the bridges it can find, then the answer or "unknown"."""
+    bridges: list[str] = []
+    for entity, following in zip(gold, [*gold[1:], None], strict=True):
+        if entity not in shown:
+            return _thought(bridges) + UNKNOWN
+        if following is not None:
+            bridges.append(following.name)
+    return _thought(bridges) + question.answers[0]
+
+
+def searching(tokenizer: PreTrainedTokenizerBase, seed: int, search: Search) -> Iterator[Example]:
+    """One demonstration of the s3 protocol a sequence."""
+    draw = random.Random(seed)
+    while True:
+        world = World(draw.choice(SEEDS[:40]), _WORLD_SIZE)
+        for question in world.questions(20, stream=draw.randrange(10**9)):
+            yield _demonstration(tokenizer, draw, world, question, search)
+
+
+def _demonstration(
+    tokenizer: PreTrainedTokenizerBase,
+    draw: random.Random,
+    world: World,
+    question: Question,
+    search: Search,
+    max_turns: int = 3,
+    k: int = 3,
+) -> Example:
+    gold = world.gold_entities(question)
+    found = 1
+    hits = search(world, question.text, k)
+    builder = _Builder(tokenizer)
+    prompt = s3_prompt(question.text, render_hits(hits), "brief", max_selected=3)
+    builder.chat([Message("user", prompt)], 0.0)
+    for turn in range(max_turns + 1):
+        text = _selection(draw, hits, {world.passage_id(entity) for entity in gold})
+        done = found == len(gold) or draw.random() < 0.15
+        if turn == max_turns or (done and draw.random() < 0.9):
+            builder.said(f"{text}<search_complete>True</search_complete>")
+            break
+        right = gold[min(found, len(gold) - 1)].name
+        query = _query(draw, right, gold[0].name, hits)
+        text += f'<search_complete>False</search_complete>\n<query>{{"query": "{query}"}}</query>'
+        builder.said(text)
+        hits = search(world, query, k)
+        found += query == right and found < len(gold)
+        builder.read(render_observation(render_hits(hits)), 0.0)
+    return builder.example()
+
+
+def _query(draw: random.Random, right: str, subject: str, hits: Sequence[Hit]) -> str:
+    """A third of the queries are right; most of the others repeat the question's own entity."""
+    point = draw.random()
+    if point < 0.34:
+        return right
+    return subject if point < 0.85 else draw.choice(hits).passage.title
+
+
+def _selection(draw: random.Random, hits: Sequence[Hit], gold: set[str]) -> str:
+    """Mostly the gold passages among the hits, sometimes one at random."""
+    numbers = [rank for rank, hit in enumerate(hits, start=1) if hit.passage.id in gold]
+    if not numbers or draw.random() < 0.2:
+        numbers = [draw.randint(1, len(hits))]
+    return f"<important_info>{numbers}</important_info>\n"
+
+
+class _Builder:
+    """Puts one sequence together, token by token, as an agent would see it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self._weights: list[float] = []
+
+    def chat(self, messages: Sequence[Message], weight: float) -> None:
+        """Messages in the template, up to where the assistant speaks."""
+        self._extend(render_chat(self._tokenizer, messages), weight)
+
+    def spoken(self, text: str) -> None:
+        """A whole assistant message with its end token, then the template's newline."""
+        end = self._tokenizer.eos_token_id
+        assert isinstance(end, int)
+        self._extend([*encode_text(self._tokenizer, text), end], 1.0)
+        self.read("\n", 0.0)
+
+    def said(self, text: str) -> None:
+        """Assistant text that ends without an end token."""
+        self._extend(encode_text(self._tokenizer, text), 1.0)
+
+    def read(self, text: str, weight: float) -> None:
+        """Text from the environment."""
+        self._extend(encode_text(self._tokenizer, text), weight)
+
+    def example(self) -> Example:
+        """The sequence."""
+        return Example(tuple(self._token_ids), tuple(self._weights))
+
+    def _extend(self, token_ids: Sequence[int], weight: float) -> None:
+        self._token_ids += token_ids
+        self._weights += [weight] * len(token_ids)
+
+
+def _thought(bridges: Sequence[str]) -> str:
+    return f"<think>{', '.join(bridges)}</think>" if bridges else ""
+
+
+def _wrap(draw: random.Random, phrase: str) -> str:
+    return draw.choice(("What is {}?", "Name {}.", "Tell me {}.")).format(phrase)
+
+
+def _neighbourhood(world: World, draw: random.Random, count: int) -> list[Entity]:
+    """An entity with near-duplicates, or strangers, in any order."""
+    first = world.entity(draw.randrange(world.size))
+    chosen = [first, *_relatives(world, draw, [first], draw.randrange(count))]
+    chosen += _strangers(world, draw, count - len(chosen))
+    draw.shuffle(chosen)
+    return list(dict.fromkeys(chosen))
+
+
+def _relatives(
+    world: World, draw: random.Random, entities: Sequence[Entity], count: int
+) -> list[Entity]:
+    """Up to ``count`` near-duplicates of each entity."""
+    relatives: list[Entity] = []
+    for entity in entities:
+        start = entity.index // FAMILY * FAMILY
+        family = [i for i in range(start, min(start + FAMILY, world.size)) if i != entity.index]
+        relatives += [world.entity(i) for i in draw.sample(family, min(count, len(family)))]
+    return relatives
+
+
+def _strangers(world: World, draw: random.Random, count: int) -> list[Entity]:
+    return [world.entity(draw.randrange(world.size)) for _ in range(count)]
+
+
+def _hits(world: World, entities: Sequence[Entity]) -> list[Hit]:
+    passages: list[Passage] = [world.passage(entity.index) for entity in entities]
+    return [Hit(passage, 0.0) for passage in passages]

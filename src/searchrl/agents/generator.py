@@ -1,0 +1,85 @@
+"""The frozen generator: answers a question from the passages it is handed, and is never trained.
+
+Decoding is greedy, so an answer is a function of question, context and model; requests that are
+equal while one of them is being answered share its answer. A reasoning model's ``<think>`` block is not part of its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from searchrl.agents.budget import fit_hits
+from searchrl.agents.prompts import Style, reader_prompt, render_context
+from searchrl.models.protocol import LanguageModel, Sampling
+from searchrl.retrieval.protocol import Hit
+
+
+class Generator:
+    """Answers from passages with one language model.
+
+    Args:
+        model: where it runs.
+        name: what the model is called; part of the fingerprint.
+        style: prompt style.
+        max_answer_tokens: budget of an answer, reasoning included.
+        max_context_tokens: budget of the passages; they are cut to fit it.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        name: str,
+        style: Style = "full",
+        max_answer_tokens: int = 256,
+        max_context_tokens: int = 6000,
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._style = style
+        self._max_answer_tokens = max_answer_tokens
+        self._max_context_tokens = max_context_tokens
+        self._pending: dict[tuple[int, ...], asyncio.Task[str]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Everything about this generator that its answers depend on."""
+        budgets = f"{self._max_answer_tokens}/{self._max_context_tokens}"
+        return f"{self._name} {self._style} {budgets} greedy"
+
+    async def answer(self, question: str, context: Sequence[Hit]) -> str:
+        """The generator's answer.
+
+        Raises:
+            InfrastructureError: the model failed after its retries.
+        """
+        messages = reader_prompt(question, self.fit(context), self._style)
+        prompt = tuple(self._model.render_chat(messages))
+        task = self._pending.get(prompt)
+        if task is None:
+            task = self._pending[prompt] = asyncio.create_task(self._complete(prompt))
+            task.add_done_callback(lambda _: self._pending.pop(prompt))
+        return await task
+
+    async def _complete(self, prompt: tuple[int, ...]) -> str:
+        completion = await self._model.complete(prompt, Sampling(self._max_answer_tokens))
+        return strip_reasoning(completion.text)
+
+    def context_tokens(self, context: Sequence[Hit]) -> int:
+        """Tokens the passages take in the prompt."""
+        return self._count(render_context(self.fit(context)))
+
+    def fit(self, context: Sequence[Hit]) -> tuple[Hit, ...]:
+        """The passages, cut to the context budget."""
+        return fit_hits(context, self._max_context_tokens, render_context, self._count)
+
+    def _count(self, text: str) -> int:
+        return len(self._model.encode(text))
+
+
+def strip_reasoning(text: str) -> str:
+    """The text after the last closed ``<think>`` block; nothing when it never closed."""
+    _, closed, answer = text.rpartition("</think>")
+    if closed:
+        return answer.strip()
+    return "" if text.lstrip().startswith("<think>") else text.strip()

@@ -1,0 +1,91 @@
+"""The instructions of each method, as chat messages.
+
+Every prompt exists in two styles. ``full`` explains the task to a pretrained model in words;
+``brief`` holds only the data, for models that learned the protocol itself (the tiny ones) and would
+spend their context on instructions they cannot use. Passages are always neutralised and kept in
+a block of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from searchrl.agents.protocol import neutralise
+from searchrl.models.protocol import Message
+from searchrl.retrieval.protocol import Hit
+
+Style = Literal["full", "brief"]
+
+_S3_INSTRUCTIONS = """\
+You search on behalf of another model, which will answer the question from the passages you \
+choose. You are given the question and the results of a first search. First judge whether these \
+results are enough to answer the question.
+
+If they are enough, write:
+<search_complete>True</search_complete>
+
+If they are not, go through these steps until they are:
+1. Write a search query as JSON between query tags: <query>{"query": "your search terms"}</query>
+2. The results come back between information tags: <information>...</information>
+3. Name the passages that help, at most SELECT_LIMIT of the latest results, by their numbers: \
+<important_info>[1, 4]</important_info>
+4. Say whether the search is complete: <search_complete>False</search_complete> goes on with a \
+better query, <search_complete>True</search_complete> ends it.
+
+You may also name passages of the first results before your first query. You may reason between \
+<think> and </think> at any point. Only the passages you name reach the answering model.
+"""
+_BOOLEAN_NOTE = """\
+The search engine matches words: combine terms with AND and OR, and group them with parentheses.
+"""
+_READER = """\
+Use the passages below where they help to answer the question; some may be irrelevant.
+
+{context}
+Answer with the answer itself, no explanation and nothing else."""
+_READER_ALONE = "Answer the question with the answer itself, no explanation and nothing else."
+
+
+def s3_prompt(
+    question: str,
+    information: str,
+    style: Style,
+    max_selected: int,
+    boolean_queries: bool = False,
+) -> str:
+    """The s3 searcher's one user message: instructions, the question, and the first results.
+
+    Args:
+        question: as asked.
+        information: rendered hits of the initial retrieval; may be empty.
+        style: ``full`` or ``brief``.
+        max_selected: how many passages may be named at a time.
+        boolean_queries: add the note for engines with Boolean operators.
+    """
+    instance = (
+        f"<question>{neutralise(question)}</question>\n<information>{information}</information>\n"
+    )
+    if style == "brief":
+        return instance
+    instructions = _S3_INSTRUCTIONS.replace("SELECT_LIMIT", str(max_selected))
+    note = _BOOLEAN_NOTE if boolean_queries else ""
+    return f"{instructions}{note}\n{instance}"
+
+
+def reader_prompt(question: str, context: Sequence[Hit], style: Style) -> list[Message]:
+    """The frozen generator's prompt (s3, section 3.1): passages as system, question as user."""
+    rendered = render_context(context)
+    if style == "brief":
+        return [Message("system", rendered), Message("user", neutralise(question))]
+    system = _READER.format(context=rendered) if context else _READER_ALONE
+    return [Message("system", system), Message("user", neutralise(question))]
+
+
+def render_context(context: Sequence[Hit]) -> str:
+    """The passages as a generator reads them, renumbered from 1."""
+    return "".join(
+        f"Doc {number} (Title: {neutralise(hit.passage.title)})\n"
+        f"{neutralise(hit.passage.text)}\n\n"
+        for number, hit in enumerate(context, start=1)
+    )

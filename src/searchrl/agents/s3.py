@@ -1,0 +1,215 @@
+"""s3: a searcher that collects passages for a frozen generator (arXiv 2505.14146).
+
+The episode opens with a retrieval for the question itself. The model then writes, turn by turn, a
+query, or that the search is complete, and may name the helpful passages of the latest results. The
+whole episode is one assistant turn: results are spliced in between its outputs.
+
+The context for the generator is, in this order: the selected passages of every retrieval that has
+a selection, in turn order and within it in rank order; then, for retrievals without one, what
+``selection`` says. A passage appears once.
+
+Differs from the paper:
+- ``max_turns`` is the number of searches. The original code's ``max_turns = 3`` runs four of them;
+  write 4 for that, and 3 for the paper's own count.
+- ``selection = "tagged"``: a search whose results were never selected from contributes nothing,
+  while untouched initial results stand, so that stopping at once equals naive RAG.
+  ``"untagged_passes"`` is the original: every untagged block passes all its passages.
+- At most ``max_selected`` passages count a selection; the original only asks for it in the prompt.
+- Output stops on closing tags and keeps them, instead of being cut and re-tokenised afterwards.
+- The reminder after an invalid output does not open a query tag in the model's place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from searchrl.agents.agent import Draw
+from searchrl.agents.budget import fit_hits
+from searchrl.agents.episode import Action, ActionKind, EndReason, Episode, Segment, Turn
+from searchrl.agents.prompts import Style, s3_prompt
+from searchrl.agents.protocol import (
+    STOP_S3,
+    S3Output,
+    parse_s3,
+    render_hits,
+    render_observation,
+)
+from searchrl.data.questions import Question
+from searchrl.errors import InfrastructureError
+from searchrl.models.protocol import LanguageModel, Message, Sampling
+from searchrl.options import Options
+from searchrl.retrieval.protocol import Hit, Retriever
+
+Selection = Literal["tagged", "untagged_passes"]
+
+_REMINDER = (
+    "\n\nThat was neither a query nor a finished search. Write a query as JSON between query tags, "
+    "or say that the search is complete.\n\n"
+)
+
+
+class S3Options(Options):
+    """Shape and budgets of an episode; the defaults are the paper's 8-3-3."""
+
+    initial_k: PositiveInt = 3
+    """Passages of the retrieval that precedes the first turn."""
+    k: PositiveInt = 8
+    """Passages a search."""
+    max_turns: NonNegativeInt = 3
+    """Searches at most."""
+    max_selected: PositiveInt = 3
+    """Passages that count in one selection."""
+    max_prompt_tokens: PositiveInt = 2000
+    """Budget of the prompt; the initial passages are cut to fit it."""
+    max_response_tokens: PositiveInt = 500
+    """Budget of one model output."""
+    max_observation_tokens: PositiveInt = 1400
+    """Budget of one block of results; passages are cut to fit it."""
+    selection: Selection = "tagged"
+    """What a retrieval without a selection contributes."""
+    style: Style = "full"
+    """Prompt style."""
+    boolean_queries: bool = False
+    """Tell the model that the engine understands AND, OR and parentheses."""
+
+
+class S3Agent:
+    """Runs s3 episodes with one searcher and one retriever."""
+
+    def __init__(
+        self,
+        searcher: LanguageModel,
+        retriever: Retriever,
+        options: S3Options,
+        name: str = "s3",
+    ) -> None:
+        self._searcher = searcher
+        self._retriever = retriever
+        self._options = options
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The method's name in tables and records."""
+        return self._name
+
+    async def run(self, question: Question, draw: Draw) -> Episode:
+        """Attempt one question; see the module for the order of the final context."""
+        started = time.perf_counter()
+        episode = Episode(question, self._name)
+        try:
+            await self._open(episode)
+            await self._search_loop(episode, draw)
+        except InfrastructureError as error:
+            episode.end, episode.error = EndReason.INFRASTRUCTURE, str(error)
+        episode.context = assemble_context(list(episode.retrievals()), self._options.selection)
+        episode.seconds = time.perf_counter() - started
+        return episode
+
+    async def _open(self, episode: Episode) -> None:
+        """Retrieve with the question and render the prompt."""
+        question, options = episode.question, self._options
+
+        def prompt(hits: Sequence[Hit]) -> str:
+            return s3_prompt(
+                question.text,
+                render_hits(hits),
+                options.style,
+                options.max_selected,
+                options.boolean_queries,
+            )
+
+        [found] = await self._retriever.search([question.text], options.initial_k)
+        hits = fit_hits(found, options.max_prompt_tokens, prompt, self._count)
+        episode.initial = Turn(Action(ActionKind.SEARCH, query=question.text), hits)
+        text = prompt(hits)
+        token_ids = tuple(self._searcher.render_chat([Message("user", text)]))
+        episode.segments.append(Segment("prompt", token_ids, text))
+
+    async def _search_loop(self, episode: Episode, draw: Draw) -> None:
+        latest = episode.initial
+        for turns_left in range(self._options.max_turns, -1, -1):
+            output = await self._speak(episode, draw)
+            if output is None:
+                episode.end = EndReason.TRUNCATED
+                return
+            if latest is not None and latest.selected is None and output.selection is not None:
+                latest.selected = self._positions(output.selection, latest.hits)
+            turn = Turn(output.action)
+            episode.turns.append(turn)
+            if output.action.kind is ActionKind.FINISH:
+                episode.end = EndReason.FINISHED
+                return
+            if turns_left == 0:
+                # The last output may select and finish; a query in it is not run.
+                turn.action = Action(ActionKind.INVALID, query=output.action.query)
+                episode.end = EndReason.MAX_TURNS
+                return
+            if not await self._observe(episode, turn):
+                episode.end = EndReason.TRUNCATED
+                return
+            latest = turn if output.action.kind is ActionKind.SEARCH else latest
+
+    async def _speak(self, episode: Episode, draw: Draw) -> S3Output | None:
+        """One model output, or ``None`` when the context has no room for it."""
+        room = self._searcher.max_length - len(episode.token_ids)
+        if room < self._options.max_response_tokens:
+            return None
+        sampling = Sampling(
+            max_tokens=self._options.max_response_tokens,
+            temperature=draw.temperature,
+            stop=STOP_S3,
+            seed=draw.seed + len(episode.turns),
+        )
+        completion = await self._searcher.complete(episode.token_ids, sampling)
+        segment = Segment("model", completion.token_ids, completion.text, completion.logprobs)
+        episode.segments.append(segment)
+        return parse_s3(completion.text)
+
+    async def _observe(self, episode: Episode, turn: Turn) -> bool:
+        """Answer the model's output; ``False`` when no further output would fit."""
+        room = self._searcher.max_length - len(episode.token_ids)
+        room -= self._options.max_response_tokens
+        if turn.action.kind is ActionKind.SEARCH:
+            budget = min(self._options.max_observation_tokens, room)
+            [found] = await self._retriever.search([turn.action.query], self._options.k)
+            turn.hits = fit_hits(found, budget, _observation, self._count)
+            text = _observation(turn.hits)
+        else:
+            text = _REMINDER
+        token_ids = tuple(self._searcher.encode(text))
+        if len(token_ids) > room:
+            # The model never read these hits, so they must not look as if it had ignored them.
+            turn.hits = ()
+            return False
+        episode.segments.append(Segment("environment", token_ids, text))
+        return True
+
+    def _positions(self, numbers: Sequence[int], hits: Sequence[Hit]) -> tuple[int, ...]:
+        """Positions from 0 of the passages selected by their number; others are ignored."""
+        valid = [number - 1 for number in numbers if 1 <= number <= len(hits)]
+        return tuple(valid[: self._options.max_selected])
+
+    def _count(self, text: str) -> int:
+        return len(self._searcher.encode(text))
+
+
+def assemble_context(retrievals: Sequence[Turn], selection: Selection) -> tuple[Hit, ...]:
+    """The passages for the generator, each once, in the order the module describes."""
+    chosen: dict[str, Hit] = {}
+    for turn in retrievals:
+        for position in sorted(turn.selected or ()):
+            chosen.setdefault(turn.hits[position].passage.id, turn.hits[position])
+    for number, turn in enumerate(retrievals):
+        if turn.selected is None and (number == 0 or selection == "untagged_passes"):
+            for hit in turn.hits:
+                chosen.setdefault(hit.passage.id, hit)
+    return tuple(chosen.values())
+
+
+def _observation(hits: Sequence[Hit]) -> str:
+    return render_observation(render_hits(hits))

@@ -1,0 +1,143 @@
+"""A language model in this process, on PyTorch, CPU or GPU.
+
+Concurrent calls of ``complete`` are gathered into one batch: the model waits until the tasks of the
+event loop have all asked for what they want, then decodes for all of them. Batches are therefore
+a function of the requests alone, never of timing, and a repeated run repeats them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from searchrl.errors import InputError, SearchRLError
+from searchrl.models.chat import encode_text, render_chat
+from searchrl.models.generation import Decoder, Request
+from searchrl.models.protocol import Completion, Message, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY = Path(__file__).parent / "tiny"
+_QUIET_ROUNDS = 3
+"""Turns of the event loop without a new request after which a batch starts."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    request: Request
+    future: asyncio.Future[Completion]
+
+
+class LocalModel:
+    """A causal language model of transformers behind the ``LanguageModel`` protocol.
+
+    Args:
+        model: the model, on the device it shall run on. It may be trained between calls.
+        tokenizer: its tokenizer, with a chat template.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._max_length = _context_length(model)
+        self._decoder = Decoder(model, tokenizer, self._max_length)
+        self._waiting: list[_Waiting] = []
+        self._gathering: asyncio.Task[None] | None = None
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt plus completion, in tokens."""
+        return self._max_length
+
+    def render_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat in the model's own template, up to where the assistant speaks."""
+        return render_chat(self.tokenizer, messages)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        return encode_text(self.tokenizer, text)
+
+    async def complete(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
+        """Continue a prompt, batched with whatever else is being asked."""
+        if len(prompt_token_ids) >= self._max_length:
+            raise InputError(
+                f"a prompt of {len(prompt_token_ids)} tokens leaves no room in a context of "
+                f"{self._max_length}; lower the retrieval or observation budget"
+            )
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(Request(tuple(prompt_token_ids), sampling), future))
+        if self._gathering is None or self._gathering.done():
+            self._gathering = asyncio.create_task(self._serve())
+        return await future
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            await self._settle()
+            batch, self._waiting = self._waiting, []
+            try:
+                completions = self._decoder.complete([item.request for item in batch])
+            except RuntimeError as error:
+                for item in batch:
+                    if not item.future.done():
+                        item.future.set_exception(error)
+                continue
+            for item, completion in zip(batch, completions, strict=True):
+                if not item.future.done():
+                    item.future.set_result(completion)
+
+    async def _settle(self) -> None:
+        quiet, seen = 0, len(self._waiting)
+        while quiet < _QUIET_ROUNDS:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._waiting) == seen else 0
+            seen = len(self._waiting)
+
+
+def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalModel:
+    """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
+
+    Weights are read from safetensors only and no code from a model repository is run.
+
+    Raises:
+        InputError: there is no such model, or it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = model_path(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"model {name!r}: cannot be loaded: {reason[:300]}") from error
+    if not tokenizer.chat_template:
+        raise InputError(f"model {name!r}: its tokenizer has no chat template")
+    return LocalModel(model.to(device).eval(), tokenizer)
+
+
+def model_path(name: str) -> str:
+    """Where a model name leads: a shipped model, a directory, or a hub name as it is."""
+    if name.startswith("tiny-"):
+        shipped = TINY / name.removeprefix("tiny-")
+        if not shipped.is_dir():
+            raise InputError(f"model {name!r}: the shipped models are tiny-searcher, tiny-generator")
+        return str(shipped)
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise InputError(f"model {name!r}: no such directory")
+    return name
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    length = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise SearchRLError(f"{type(model).__name__}: its configuration names no context length")
+    return length

@@ -1,0 +1,168 @@
+"""Supervised next-token training on weighted tokens.
+
+The one trainer behind supervised fine-tuning and behind the tiny models' lessons. A token's loss
+counts with its weight and the sum is divided by the total weight of the whole step, so results do
+not depend on how a step is cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sequence: ``weights[t]`` is how much predicting ``token_ids[t]`` counts."""
+
+    token_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedSettings:
+    """How long and how fast to learn.
+
+    Attributes:
+        steps: optimizer steps.
+        tokens_per_step: examples are drawn until a step holds this many tokens.
+        tokens_per_micro_batch: padded size of one forward pass.
+        learning_rate: peak; reached linearly over ``warmup_steps``, then cosine to a tenth.
+        warmup_steps: linear warm-up.
+        weight_decay: AdamW's, on matrices only.
+        autocast: compute in bfloat16.
+    """
+
+    steps: int
+    tokens_per_step: int = 8192
+    tokens_per_micro_batch: int = 8192
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    autocast: bool = False
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def train_supervised(
+    model: PreTrainedModel,
+    examples: Iterator[Example],
+    settings: SupervisedSettings,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:
+    """Train ``model`` in place, on the device it is on.
+
+    Args:
+        model: any causal language model of transformers.
+        examples: an endless or long enough stream.
+        settings: see there.
+        on_step: called with the step and its metrics: loss, accuracy of greedy prediction on
+            full-weight tokens, tokens, seconds, learning rate.
+    """
+    optimizer = _optimizer(model, settings)
+    model.train()
+    for step in range(settings.steps):
+        started = time.perf_counter()
+        rows = _take(examples, settings.tokens_per_step)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        metrics = _update(model, optimizer, rows, settings)
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["learning_rate"] = settings.rate(step)
+        if on_step is not None:
+            on_step(step, metrics)
+    model.eval()
+
+
+def _update(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Example],
+    settings: SupervisedSettings,
+) -> dict[str, float]:
+    total_weight = sum(sum(row.weights[1:]) for row in rows)
+    loss_sum, hits, counted = 0.0, 0, 0
+    for batch in _micro_batches(rows, settings.tokens_per_micro_batch):
+        tokens_BT, weights_BT, attention_BT = _pad(batch, model.device)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.autocast):
+            logits_BTV = model(input_ids=tokens_BT, attention_mask=attention_BT).logits
+        targets, weights = tokens_BT[:, 1:].flatten(), weights_BT[:, 1:].flatten()
+        logits = logits_BTV[:, :-1].flatten(0, 1).float()
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        loss = (losses * weights).sum() / total_weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        full = weights >= 1
+        loss_sum += loss.item()
+        hits += int((logits.argmax(-1)[full] == targets[full]).sum())
+        counted += int(full.sum())
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "loss": loss_sum,
+        "accuracy": hits / max(1, counted),
+        "tokens": float(sum(len(row.token_ids) for row in rows)),
+        "grad_norm": float(norm),
+    }
+
+
+def _optimizer(model: PreTrainedModel, settings: SupervisedSettings) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _take(examples: Iterator[Example], tokens: int) -> list[Example]:
+    rows: list[Example] = []
+    while sum(len(row.token_ids) for row in rows) < tokens:
+        rows.extend(itertools.islice(examples, 1))
+    return rows
+
+
+def _micro_batches(rows: Sequence[Example], budget: int) -> Iterator[list[Example]]:
+    """Similar lengths together, each batch's padded size within the budget."""
+    batch: list[Example] = []
+    for row in sorted(rows, key=lambda row: len(row.token_ids)):
+        if batch and len(row.token_ids) * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _pad(
+    rows: Sequence[Example], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded token ids, weights and attention mask, each ``[B, T]``."""
+    width = max(len(row.token_ids) for row in rows)
+    tokens_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    weights_BT = torch.zeros(len(rows), width)
+    attention_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        length = len(row.token_ids)
+        tokens_BT[index, :length] = torch.tensor(row.token_ids)
+        weights_BT[index, :length] = torch.tensor(row.weights)
+        attention_BT[index, :length] = 1
+    return tokens_BT.to(device), weights_BT.to(device), attention_BT.to(device)

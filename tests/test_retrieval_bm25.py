@@ -1,0 +1,227 @@
+"""BM25: Lucene's scores, exact order among equals, and the same answer however it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchrl.data.passages import Passage, read_corpus
+from searchrl.data.questions import read_questions
+from searchrl.errors import InputError, IntegrityError
+from searchrl.retrieval.bm25 import STOP_WORDS, Bm25Retriever, EnglishAnalyzer
+from searchrl.retrieval.protocol import Hit, Retriever
+
+DEV = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "multihop" / "dev"
+WORDS = "film films director directing born river city the of"
+
+texts = st.lists(st.sampled_from(WORDS.split()), max_size=8).map(" ".join)
+corpora = st.lists(st.tuples(texts, texts), min_size=1, max_size=12).map(
+    lambda pairs: [Passage(str(i), title, text) for i, (title, text) in enumerate(pairs)]
+)
+
+
+def lucene_scores(
+    passages: Sequence[Passage], query: str, k1: float = 0.9, b: float = 0.4
+) -> dict[str, float]:
+    """Lucene's BM25, straight from the formula, in double precision."""
+    words = EnglishAnalyzer().words
+    counts = {p.id: Counter(words(p.title) + words(p.text)) for p in passages}
+    length = {name: sum(count.values()) for name, count in counts.items()}
+    mean = sum(length.values()) / len(passages)
+    scores = dict.fromkeys(counts, 0.0)
+    for word in words(query):
+        df = sum(word in count for count in counts.values())
+        idf = math.log(1 + (len(passages) - df + 0.5) / (df + 0.5))
+        for name, count in counts.items():
+            if tf := count[word]:
+                scores[name] += idf * tf / (tf + k1 * (1 - b + b * length[name] / mean))
+    return scores
+
+
+def ids(hits: Sequence[Hit]) -> list[str]:
+    return [hit.passage.id for hit in hits]
+
+
+def search(retriever: Retriever, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    return asyncio.run(retriever.search(queries, k))
+
+
+def small() -> Bm25Retriever:
+    return Bm25Retriever(
+        [
+            Passage("b", "Ed Wood", "A film about a director of films."),
+            Passage("a", "Scott Derrickson", "A director, born in Denver."),
+            Passage("c", "", "Denver is a city."),
+        ]
+    )
+
+
+class TestAnalyzer:
+    def test_words_are_cut_lowered_stopped_and_stemmed(self) -> None:
+        words = EnglishAnalyzer().words("The Director's FILMS, and O'Neill’s 2nd: x-ray!")  # noqa: RUF001
+        assert words == ["director", "film", "o'neil", "2nd", "x", "ray"]
+
+    def test_there_are_the_33_stop_words_of_lucene(self) -> None:
+        assert len(STOP_WORDS) == 33
+        assert EnglishAnalyzer().words(" ".join(STOP_WORDS)) == []
+
+    @given(st.text(st.characters(codec=None, exclude_categories=[])))
+    def test_any_text_can_be_cut(self, text: str) -> None:
+        assert all(EnglishAnalyzer().words(text))
+
+
+class TestScores:
+    @settings(max_examples=200)
+    @given(passages=corpora, query=texts, k1=st.floats(0, 3), b=st.floats(0, 1))
+    def test_scores_are_those_of_the_formula(
+        self, passages: list[Passage], query: str, k1: float, b: float
+    ) -> None:
+        expected = lucene_scores(passages, query, k1, b)
+        hits = Bm25Retriever(passages, k1=k1, b=b).top(query, len(passages))
+        assert {hit.passage.id: hit.score for hit in hits} == pytest.approx(expected, rel=1e-5)
+
+    def test_a_query_is_stemmed_like_the_passages(self) -> None:
+        (hit, *_) = small().top("filming", 3)
+        assert hit.passage.id == "b"
+        assert hit.score > 0
+
+    def test_the_title_is_searched(self) -> None:
+        assert ids(small().top("derrickson", 1)) == ["a"]
+
+    def test_a_word_that_is_asked_twice_counts_twice(self) -> None:
+        once, twice = (small().top(query, 1)[0].score for query in ("film", "film film"))
+        assert twice == pytest.approx(2 * once)
+
+
+class TestOrder:
+    @settings(max_examples=200)
+    @given(passages=corpora, query=texts, k=st.integers(1, 15))
+    def test_hits_are_the_best_by_score_then_id(
+        self, passages: list[Passage], query: str, k: int
+    ) -> None:
+        retriever = Bm25Retriever(passages)
+        every = retriever.top(query, len(passages))
+        assert every == sorted(every, key=lambda hit: (-hit.score, hit.passage.id))
+        assert len(set(ids(every))) == len(passages)
+        assert retriever.top(query, k) == every[:k]
+
+    @settings(max_examples=100)
+    @given(passages=corpora, queries=st.lists(texts, max_size=5))
+    def test_neither_the_batch_nor_the_order_of_the_corpus_matters(
+        self, passages: list[Passage], queries: list[str]
+    ) -> None:
+        retriever = Bm25Retriever(passages)
+        together = search(retriever, queries, 5)
+        assert together == [search(retriever, [query], 5)[0] for query in queries]
+        other = Bm25Retriever(reversed(passages))
+        assert search(other, queries, 5) == together
+
+    def test_equal_scores_at_the_last_place_go_to_the_lower_ids(self) -> None:
+        names = [str(number) for number in range(20)]
+        retriever = Bm25Retriever([Passage(name, "", "same words") for name in names])
+        assert ids(retriever.top("words", 5)) == ["0", "1", "10", "11", "12"]
+
+    @pytest.mark.parametrize("query", ["", "  ", "the of and", "zebra", "?!"])
+    def test_a_query_that_matches_nothing_fills_by_id(self, query: str) -> None:
+        hits = small().top(query, 2)
+        assert [(hit.passage.id, hit.score) for hit in hits] == [("a", 0.0), ("b", 0.0)]
+
+    def test_passages_that_do_not_match_come_last(self) -> None:
+        hits = small().top("city", 3)
+        assert ids(hits) == ["c", "a", "b"]
+        assert [hit.score > 0 for hit in hits] == [True, False, False]
+
+    @pytest.mark.parametrize("k", [3, 4, 1000])
+    def test_there_are_never_more_hits_than_passages(self, k: int) -> None:
+        assert sorted(ids(small().top("director", k))) == ["a", "b", "c"]
+
+    def test_no_query_no_list(self) -> None:
+        assert search(small(), [], 3) == []
+
+
+class TestInput:
+    @pytest.mark.parametrize("k", [0, -1])
+    def test_k_must_be_positive(self, k: int) -> None:
+        with pytest.raises(InputError, match="at least 1"):
+            search(small(), ["film"], k)
+
+    @pytest.mark.parametrize(
+        ("k1", "b"), [(-1, 0.4), (math.nan, 0.4), (math.inf, 0.4), (0.9, 1.1), (0.9, math.nan)]
+    )
+    def test_settings_out_of_range_are_refused(self, k1: float, b: float) -> None:
+        with pytest.raises(InputError, match="BM25 needs"):
+            Bm25Retriever([Passage("1", "", "x")], k1=k1, b=b)
+
+    def test_an_empty_corpus_and_a_repeated_id_are_refused(self) -> None:
+        with pytest.raises(InputError, match="corpus is empty"):
+            Bm25Retriever([])
+        with pytest.raises(InputError, match="'1' appears twice"):
+            Bm25Retriever([Passage("1", "", "x"), Passage("2", "", "x"), Passage("1", "", "y")])
+
+    def test_a_corpus_without_a_single_word_can_be_searched(self) -> None:
+        retriever = Bm25Retriever([Passage("2", "", "the"), Passage("1", "", "")])
+        assert [(hit.passage.id, hit.score) for hit in retriever.top("the film", 5)] == [
+            ("1", 0.0),
+            ("2", 0.0),
+        ]
+
+
+class TestSaving:
+    @settings(max_examples=25)
+    @given(passages=corpora, queries=st.lists(texts, min_size=1, max_size=3))
+    def test_a_loaded_retriever_answers_the_same(
+        self, tmp_path_factory: pytest.TempPathFactory, passages: list[Passage], queries: list[str]
+    ) -> None:
+        directory = tmp_path_factory.mktemp("index")
+        saved = Bm25Retriever(passages, k1=1.2, b=0.75)
+        saved.save(directory)
+        loaded = Bm25Retriever.load(directory)
+        assert search(loaded, queries, 20) == search(saved, queries, 20)
+        assert loaded.settings == saved.settings
+        assert list(loaded.passages) == list(saved.passages)
+
+    def test_arrays_hold_no_pickle(self, tmp_path: Path) -> None:
+        small().save(tmp_path)
+        arrays = sorted(tmp_path.glob("*.npy"))
+        assert len(arrays) == 3
+        for array in arrays:
+            assert np.load(array, allow_pickle=False, mmap_mode="r").dtype.kind in "fi"
+
+    def test_a_file_that_is_missing_or_cut_is_refused(self, tmp_path: Path) -> None:
+        small().save(tmp_path)
+        for file in sorted(tmp_path.iterdir()):
+            whole = file.read_bytes()
+            file.write_bytes(whole[: len(whole) // 2])
+            with pytest.raises(IntegrityError, match="build it again"):
+                Bm25Retriever.load(tmp_path)
+            file.unlink()
+            with pytest.raises(IntegrityError, match="build it again"):
+                Bm25Retriever.load(tmp_path)
+            file.write_bytes(whole)
+        assert len(Bm25Retriever.load(tmp_path)) == 3
+
+    def test_passages_that_do_not_belong_to_the_arrays_are_refused(self, tmp_path: Path) -> None:
+        small().save(tmp_path)
+        with (tmp_path / "passages.jsonl").open("a") as handle:
+            handle.write('{"id": "d", "title": "", "text": "more"}\n')
+        with pytest.raises(IntegrityError, match="differ in number"):
+            Bm25Retriever.load(tmp_path)
+
+
+@pytest.mark.skipif(not DEV.is_dir(), reason="shared data absent")
+def test_real_passages_score_as_the_formula_says() -> None:
+    passages = list(read_corpus(DEV / "corpus.jsonl.gz"))[:300]
+    retriever = Bm25Retriever(passages)
+    for question in read_questions(DEV / "questions.jsonl.gz", limit=5):
+        hits = retriever.top(question.text, 300)
+        expected = lucene_scores(passages, question.text)
+        found = {hit.passage.id: hit.score for hit in hits}
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
