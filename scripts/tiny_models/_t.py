@@ -33,7 +33,8 @@ from transformers import (
 from scripts.tiny_models import lessons
 from scripts.tiny_models.tokenizer import MAX_LENGTH, train_tokenizer
 from searchrl.data.synthwiki import World
-Bm25Retriever=None
+
+Bm25Retriever = None
 from searchrl.retrieval.protocol import Hit
 from searchrl.training.supervised import Example, SupervisedSettings, train_supervised
 

@@ -48,8 +48,12 @@ def reading(tokenizer: PreTrainedTokenizerBase, seed: int, weight: float) -> Ite
     while True:
         world = World(draw.choice(SEEDS), _WORLD_SIZE)
         entities = _neighbourhood(world, draw, count=3)
-        facts = [(entity, chain) for entity in entities for chain in CHAINS[1]
-                 if chain[0].subject == entity.kind]
+        facts = [
+            (entity, chain)
+            for entity in entities
+            for chain in CHAINS[1]
+            if chain[0].subject == entity.kind
+        ]
         draw.shuffle(facts)
         builder = _Builder(tokenizer)
         opening = [Message("system", render_context(_hits(world, entities)))]

@@ -11,6 +11,8 @@ import hashlib
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part and on their order."""
-    # The separator and the type tag keep (1, "23") and ("12", 3) apart.
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+    # The separator, doubled where a part holds it, and the type tag keep (1, "23"), ("12", 3) and
+    # ("12\x1fint:3",) apart. Ids from JSON may hold half a surrogate pair.
+    tagged = (f"{type(part).__name__}:{part}".replace("\x1f", "\x1f\x1f") for part in parts)
+    text = "\x1f".join(tagged).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1

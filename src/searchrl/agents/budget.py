@@ -1,7 +1,7 @@
 """Token budgets: passages are cut so that a rendered block fits, and nothing else is.
 
-Instructions and the question are never cut. Every passage keeps its place and its title; the longest
-texts give way first, at word boundaries, so tags around the block always stay closed.
+Instructions and the question are never cut. Every passage keeps its place and its title; the
+longest texts give way first, at word boundaries, so tags around the block always stay closed.
 """
 
 from __future__ import annotations

@@ -146,6 +146,14 @@ class Episode:
         """Searches the model asked for; the initial retrieval is not one of them."""
         return sum(turn.action.kind is ActionKind.SEARCH for turn in self.turns)
 
+    @property
+    def gold_recall(self) -> float | None:
+        """Share of the gold passages that are in the context; ``None`` when none are known."""
+        gold = set(self.question.gold_ids)
+        if not gold:
+            return None
+        return len(gold & {hit.passage.id for hit in self.context}) / len(gold)
+
     def retrievals(self) -> Iterator[Turn]:
         """The initial retrieval, then every turn whose search returned."""
         if self.initial is not None:

@@ -1,7 +1,8 @@
 """The frozen generator: answers a question from the passages it is handed, and is never trained.
 
 Decoding is greedy, so an answer is a function of question, context and model; requests that are
-equal while one of them is being answered share its answer. A reasoning model's ``<think>`` block is not part of its answer.
+equal while one of them is being answered share its answer. A reasoning model's ``<think>`` block is
+not part of its answer.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Generator:
         name: what the model is called; part of the fingerprint.
         style: prompt style.
         max_answer_tokens: budget of an answer, reasoning included.
-        max_context_tokens: budget of the passages; they are cut to fit it.
+        max_context_tokens: budget of the passages; they are cut to fit it, and further where the
+            model's own context is too short for them, the question and an answer.
     """
 
     def __init__(
@@ -52,14 +54,27 @@ class Generator:
 
         Raises:
             InfrastructureError: the model failed after its retries.
+            InputError: the question alone is longer than the model's context.
         """
-        messages = reader_prompt(question, self.fit(context), self._style)
-        prompt = tuple(self._model.render_chat(messages))
+        prompt = self._prompt(question, self.fit(context))
         task = self._pending.get(prompt)
         if task is None:
             task = self._pending[prompt] = asyncio.create_task(self._complete(prompt))
             task.add_done_callback(lambda _: self._pending.pop(prompt))
-        return await task
+        # Shielded: who stops waiting must not take the answer from the others.
+        return await asyncio.shield(task)
+
+    def _prompt(self, question: str, context: tuple[Hit, ...]) -> tuple[int, ...]:
+        prompt = self._render(question, context)
+        room = self._model.max_length - self._max_answer_tokens
+        if len(prompt) > room and context:
+            around = len(prompt) - self._count(render_context(context))
+            context = fit_hits(context, room - around, render_context, self._count)
+            prompt = self._render(question, context)
+        return prompt
+
+    def _render(self, question: str, context: tuple[Hit, ...]) -> tuple[int, ...]:
+        return tuple(self._model.render_chat(reader_prompt(question, context, self._style)))
 
     async def _complete(self, prompt: tuple[int, ...]) -> str:
         completion = await self._model.complete(prompt, Sampling(self._max_answer_tokens))
@@ -78,8 +93,6 @@ class Generator:
 
 
 def strip_reasoning(text: str) -> str:
-    """The text after the last closed ``<think>`` block; nothing when it never closed."""
-    _, closed, answer = text.rpartition("</think>")
-    if closed:
-        return answer.strip()
-    return "" if text.lstrip().startswith("<think>") else text.strip()
+    """The text after the last closed ``<think>`` block, up to one that never closes."""
+    answer = text.rpartition("</think>")[2]
+    return answer.partition("<think>")[0].strip()

@@ -85,7 +85,6 @@ def reader_prompt(question: str, context: Sequence[Hit], style: Style) -> list[M
 def render_context(context: Sequence[Hit]) -> str:
     """The passages as a generator reads them, renumbered from 1."""
     return "".join(
-        f"Doc {number} (Title: {neutralise(hit.passage.title)})\n"
-        f"{neutralise(hit.passage.text)}\n\n"
+        f"Doc {number} (Title: {neutralise(hit.passage.title)})\n{neutralise(hit.passage.text)}\n\n"
         for number, hit in enumerate(context, start=1)
     )

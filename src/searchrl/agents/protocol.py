@@ -30,7 +30,8 @@ STOP_S3 = (
     "<search_complete>True</search_complete>",
     "<search_complete>true</search_complete>",
 )
-_TAG = re.compile(r"<(?=\s*/?\s*(?:" + "|".join(RESERVED) + r")\b)", re.IGNORECASE)
+# Possessive: a long run of spaces after a "<" is walked once, not once for every way to split it.
+_TAG = re.compile(r"<(?=\s*+(?:/\s*+)?(?:" + "|".join(RESERVED) + r")\b)", re.IGNORECASE)
 _AFFIRMATIVE = frozenset({"true", "yes", "1", "y"})
 
 
@@ -83,12 +84,15 @@ def parse_s3(text: str) -> S3Output:
     """Read one output of an s3 searcher.
 
     An affirmative ``search_complete`` wins over a query. A query is JSON with the key ``query``,
-    whose list value stands for its first element; any other body is itself the query.
+    whose list value stands for its first element; any other body is itself the query. An output
+    ends with its first closing query tag: what follows that is not read.
 
     Differs from the original: an empty query is invalid instead of being sent, and a number is
     sent as text instead of breaking the request.
     """
-    return S3Output(_s3_action(text), _numbers(body(text, "important_info")))
+    before, closing, _ = text.partition("</query>")
+    said = before + closing
+    return S3Output(_s3_action(said), _numbers(body(said, "important_info")))
 
 
 def _s3_action(text: str) -> Action:
@@ -96,7 +100,8 @@ def _s3_action(text: str) -> Action:
     if complete is not None and complete.lower() in _AFFIRMATIVE:
         return Action(ActionKind.FINISH)
     raw = body(text, "query")
-    query = "" if raw is None else _query(raw)
+    # JSON can escape half a surrogate pair, which cannot be sent or stored as UTF-8.
+    query = "" if raw is None else _query(raw).encode("utf-8", "replace").decode()
     return Action(ActionKind.SEARCH, query=query) if query else Action(ActionKind.INVALID)
 
 

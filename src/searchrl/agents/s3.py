@@ -14,6 +14,7 @@ Differs from the paper:
 - ``selection = "tagged"``: a search whose results were never selected from contributes nothing,
   while untouched initial results stand, so that stopping at once equals naive RAG.
   ``"untagged_passes"`` is the original: every untagged block passes all its passages.
+- Where the searcher's budget cuts a passage, the generator is still handed all of its text.
 - At most ``max_selected`` passages count a selection; the original only asks for it in the prompt.
 - Output stops on closing tags and keeps them, instead of being cut and re-tokenised afterwards.
 - The reminder after an invalid output does not open a query tag in the model's place.
@@ -43,6 +44,7 @@ from searchrl.errors import InfrastructureError
 from searchrl.models.protocol import LanguageModel, Message, Sampling
 from searchrl.options import Options
 from searchrl.retrieval.protocol import Hit, Retriever
+from searchrl.seeding import derive_seed
 
 Selection = Literal["tagged", "untagged_passes"]
 
@@ -123,12 +125,17 @@ class S3Agent:
                 options.boolean_queries,
             )
 
+        def render(text: str) -> list[int]:
+            return self._searcher.render_chat([Message("user", text)])
+
         [found] = await self._retriever.search([question.text], options.initial_k)
-        hits = fit_hits(found, options.max_prompt_tokens, prompt, self._count)
+        room = self._searcher.max_length - options.max_response_tokens
+        budget = min(options.max_prompt_tokens, room)
+        shown = fit_hits(found, budget, prompt, lambda text: len(render(text)))
+        hits = tuple(found[: len(shown)])
         episode.initial = Turn(Action(ActionKind.SEARCH, query=question.text), hits)
-        text = prompt(hits)
-        token_ids = tuple(self._searcher.render_chat([Message("user", text)]))
-        episode.segments.append(Segment("prompt", token_ids, text))
+        text = prompt(shown)
+        episode.segments.append(Segment("prompt", tuple(render(text)), text))
 
     async def _search_loop(self, episode: Episode, draw: Draw) -> None:
         latest = episode.initial
@@ -163,7 +170,7 @@ class S3Agent:
             max_tokens=self._options.max_response_tokens,
             temperature=draw.temperature,
             stop=STOP_S3,
-            seed=draw.seed + len(episode.turns),
+            seed=derive_seed(draw.seed, len(episode.turns)),
         )
         completion = await self._searcher.complete(episode.token_ids, sampling)
         segment = Segment("model", completion.token_ids, completion.text, completion.logprobs)
@@ -177,15 +184,17 @@ class S3Agent:
         if turn.action.kind is ActionKind.SEARCH:
             budget = min(self._options.max_observation_tokens, room)
             [found] = await self._retriever.search([turn.action.query], self._options.k)
-            turn.hits = fit_hits(found, budget, _observation, self._count)
-            text = _observation(turn.hits)
+            shown = fit_hits(found, budget, _observation, self._count)
+            if found and not shown:
+                # An empty block would tell the model that there are no results.
+                return False
+            hits, text = tuple(found[: len(shown)]), _observation(shown)
         else:
-            text = _REMINDER
+            hits, text = (), _REMINDER
         token_ids = tuple(self._searcher.encode(text))
         if len(token_ids) > room:
-            # The model never read these hits, so they must not look as if it had ignored them.
-            turn.hits = ()
             return False
+        turn.hits = hits
         episode.segments.append(Segment("environment", token_ids, text))
         return True
 

@@ -32,11 +32,15 @@ _OPENINGS = tuple(
         *((c, "o", "m") for c in "KT"),
     )
 )
-_ENDINGS = tuple(
-    first + rest
-    for rest in ("a", "o", "en", "is", "ek", "ur", "ax")
-    for first in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
-) + ("wyn", "wick")
+_ENDINGS = (
+    *(
+        first + rest
+        for rest in ("a", "o", "en", "is", "ek", "ur", "ax")
+        for first in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
+    ),
+    "wyn",
+    "wick",
+)
 
 
 def name(seed: int, index: int) -> str:

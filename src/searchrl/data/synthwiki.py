@@ -203,7 +203,13 @@ class World:
         self.entity(0)
 
     def entity(self, index: int) -> Entity:
-        """The entity with this number, 0 to ``size`` - 1."""
+        """The entity with this number, 0 to ``size`` - 1.
+
+        Raises:
+            InputError: there is no such number in this world.
+        """
+        if not 0 <= index < self.size:
+            raise InputError(f"index {index}: this world's entities are 0 to {self.size - 1}")
         kind = next(kind for kind, members in self._ranges.items() if index in members)
         return Entity(kind, index, FORMS[kind].format(name(self.seed, index)))
 
@@ -251,8 +257,15 @@ class World:
             hops: share of questions by number of gold passages (1, 2 or 3).
 
         Raises:
-            InputError: the world is too small to hold ``count`` distinct questions.
+            InputError: the world is too small to hold ``count`` distinct questions, or ``hops``
+                has a key that is not 1, 2 or 3, a negative share, or no share above 0.
         """
+        if (
+            not hops.keys() <= CHAINS.keys()
+            or min(hops.values(), default=0) < 0
+            or not sum(hops.values())
+        ):
+            raise InputError(f"hops {dict(hops)}: give shares of 0 or more for 1, 2 and 3 hops")
         seen: set[str] = set()
         attempts = 0
         while len(seen) < count:
@@ -309,12 +322,9 @@ class World:
     def _capital(self, country: Entity) -> Entity:
         """A city that names this country as its own."""
         cities, countries = self._ranges["city"], self._ranges["country"]
-        own = [
-            city
-            for city in range(cities.start, min(cities.start + 2 * len(countries), cities.stop))
-            if countries[city % len(countries)] == country.index
-        ]
-        return self.entity(own[self._draw(len(own), country, "capital")])
+        # City c lies in country c modulo their number, and there are at least twice as many cities.
+        first = cities.start + (country.index - countries.start - cities.start) % len(countries)
+        return self.entity(first + len(countries) * self._draw(2, country, "capital"))
 
     def _draw(self, choices: int, subject: Entity, purpose: str) -> int:
         return derive_seed(self.seed, subject.index, purpose) % choices

@@ -1,35 +1,47 @@
 """Chats as token ids in a model's own template, safe for content from outside.
 
-A message's content never becomes a control token. Content without control-token text is tokenised
-exactly as the template's own rendering would be; content with such text is tokenised apart, with
+A message's content never becomes a control token. Chats without control-token text are tokenised
+exactly as the template's own rendering would be; in others, every content is tokenised apart, with
 special tokens split into ordinary pieces.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from searchrl.errors import InputError
 from searchrl.models.protocol import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Private-use characters: no template writes them, and content that holds one takes the slow path.
-_OPEN, _CLOSE = "\ue000", "\ue001"
+# Private-use characters, which no template writes itself.
+_MARK = "\ue000{}\ue001"
+_MARKED = re.compile("\ue000(\\d+)\ue001")
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids up to where the assistant speaks."""
-    controls = [token for token in tokenizer.all_special_tokens if token]
-    suspicious = [
-        message
-        for message in messages
-        if any(token in message.content for token in (*controls, _OPEN, _CLOSE))
-    ]
-    if not suspicious:
-        return _encode(tokenizer, _template(tokenizer, messages), split=False)
-    return _render_apart(tokenizer, messages)
+    """Token ids up to where the assistant speaks.
+
+    Raises:
+        InputError: a content holds control-token text, and the template does not write every
+            content once.
+    """
+    controls = control_tokens(tokenizer)
+    if any(token in message.content for message in messages for token in controls):
+        return _render_apart(tokenizer, messages)
+    return _encode(tokenizer, _template(tokenizer, messages), split=False)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The texts that the tokenizer reads as control tokens, and their ids.
+
+    ``all_special_tokens`` holds only those with a role of their own; Llama 3 marks more as special.
+    """
+    added = tokenizer.added_tokens_decoder
+    return {token.content: number for number, token in added.items() if token.special}
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -37,19 +49,19 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return _encode(tokenizer, text, split=True)
 
 
-def _render_apart(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
-) -> list[int]:
-    marked = [
-        Message(message.role, f"{_OPEN}{number}{_CLOSE}") for number, message in enumerate(messages)
-    ]
-    rest = _template(tokenizer, marked)
-    token_ids: list[int] = []
-    for number, message in enumerate(messages):
-        before, _, rest = rest.partition(f"{_OPEN}{number}{_CLOSE}")
-        token_ids += _encode(tokenizer, before, split=False)
-        token_ids += _encode(tokenizer, message.content, split=True)
-    return token_ids + _encode(tokenizer, rest, split=False)
+def _render_apart(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    marked = [Message(m.role, _MARK.format(number)) for number, m in enumerate(messages)]
+    pieces = _MARKED.split(_template(tokenizer, marked))
+    if sorted(map(int, pieces[1::2])) != list(range(len(messages))):
+        raise InputError(
+            "the model's chat template leaves out or repeats a message, so a message with "
+            "control-token text cannot be rendered safely; use a model with another template"
+        )
+    token_ids = _encode(tokenizer, pieces[0], split=False)
+    for number, after in zip(pieces[1::2], pieces[2::2], strict=True):
+        token_ids += _encode(tokenizer, messages[int(number)].content, split=True)
+        token_ids += _encode(tokenizer, after, split=False)
+    return token_ids
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -59,5 +71,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
+    # Half a surrogate pair, which JSON can hold, has no bytes to tokenise.
+    text = text.encode("utf-8", "replace").decode()
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
     return [int(token) for token in ids]

@@ -8,12 +8,14 @@ the distribution it was drawn from; for greedy decoding, the model's own at temp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from searchrl.errors import InputError
 from searchrl.models.protocol import Completion, Sampling, StopReason
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ class Decoder:
 
     Args:
         model: any causal language model of transformers.
-        tokenizer: its tokenizer; the end-of-sequence token ends a completion.
+        tokenizer: its tokenizer. A completion ends with its end-of-sequence token, or with another
+            that the model's generation settings name.
         max_length: longest prompt plus completion.
         tokens_per_batch: padded prompt tokens that are prefilled together.
     """
@@ -65,13 +68,46 @@ class Decoder:
         self._max_length = max_length
         self._tokens_per_batch = tokens_per_batch
         self._pieces: dict[int, str] = {}
+        self._ends = _end_tokens(model, tokenizer)
+
+    def check(self, request: Request) -> None:
+        """See that a request can be decoded at all.
+
+        Raises:
+            InputError: it cannot; the line says why.
+        """
+        length, sampling = len(request.prompt), request.sampling
+        if not length:
+            raise InputError("a prompt of 0 tokens cannot be continued; give it one token or more")
+        if length >= self._max_length:
+            raise InputError(
+                f"a prompt of {length} tokens leaves no room in a context of "
+                f"{self._max_length}; lower the retrieval or observation budget"
+            )
+        if sampling.max_tokens < 1:
+            raise InputError(f"max_tokens {sampling.max_tokens}: ask for 1 token or more")
+        if not 0 <= sampling.temperature < math.inf:
+            raise InputError(f"temperature {sampling.temperature}: it must be 0 or more")
+        if not all(sampling.stop):
+            raise InputError("stop: an empty stop string would end every completion")
 
     @torch.inference_mode()
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """Complete every request, in the order given."""
+        """Complete every request, in the order given.
+
+        Raises:
+            InputError: a request cannot be decoded, see ``check``.
+        """
+        for request in requests:
+            self.check(request)
         rows = [self._row(request) for request in requests]
-        for batch in self._batches(rows):
-            self._decode(batch)
+        training = self._model.training
+        self._model.eval()
+        try:
+            for batch in self._batches(rows):
+                self._decode(batch)
+        finally:
+            self._model.train(training)
         return [self._completion(row) for row in rows]
 
     def _row(self, request: Request) -> _Row:
@@ -136,7 +172,7 @@ class Decoder:
 
     def _stop_reason(self, row: _Row) -> StopReason | None:
         last = row.token_ids[-1]
-        if last == self._tokenizer.eos_token_id:
+        if last in self._ends:
             return StopReason.END_OF_SEQUENCE
         if self._meets_stop_string(row, last):
             return StopReason.STOP_STRING
@@ -146,8 +182,9 @@ class Decoder:
         stops = row.request.sampling.stop
         if last not in self._pieces:
             self._pieces[last] = self._text([last])
-        # Only a token that holds a stop string's last character can complete it.
-        if not any(stop[-1] in self._pieces[last] for stop in stops):
+        # Only a token that holds a stop string's last character, or a byte of it, can complete it.
+        piece = self._pieces[last]
+        if not any(stop[-1] in piece or "\ufffd" in piece for stop in stops):
             return False
         tail = self._text(row.token_ids[-_STOP_WINDOW:])
         return any(stop in tail for stop in stops)
@@ -159,6 +196,12 @@ class Decoder:
 
     def _text(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    named = getattr(model.generation_config, "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return frozenset(token for token in ends if isinstance(token, int))
 
 
 @dataclass(slots=True)
@@ -187,9 +230,7 @@ class _State:
             use_cache=True,
             logits_to_keep=1,
         )
-        return cls(
-            output.past_key_values, attention_BT, attention_BT.sum(1), output.logits[:, -1]
-        )
+        return cls(output.past_key_values, attention_BT, attention_BT.sum(1), output.logits[:, -1])
 
     def select(self, indices: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be kept more than once."""

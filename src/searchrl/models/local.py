@@ -62,14 +62,15 @@ class LocalModel:
         return encode_text(self.tokenizer, text)
 
     async def complete(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
-        """Continue a prompt, batched with whatever else is being asked."""
-        if len(prompt_token_ids) >= self._max_length:
-            raise InputError(
-                f"a prompt of {len(prompt_token_ids)} tokens leaves no room in a context of "
-                f"{self._max_length}; lower the retrieval or observation budget"
-            )
+        """Continue a prompt, batched with whatever else is being asked.
+
+        Raises:
+            InputError: the request cannot be decoded, a prompt without room for a token above all.
+        """
+        request = Request(tuple(prompt_token_ids), sampling)
+        self._decoder.check(request)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(Request(tuple(prompt_token_ids), sampling), future))
+        self._waiting.append(_Waiting(request, future))
         if self._gathering is None or self._gathering.done():
             self._gathering = asyncio.create_task(self._serve())
         return await future
@@ -77,10 +78,11 @@ class LocalModel:
     async def _serve(self) -> None:
         while self._waiting:
             await self._settle()
-            batch, self._waiting = self._waiting, []
+            batch = [item for item in self._waiting if not item.future.done()]
+            self._waiting = []
             try:
                 completions = self._decoder.complete([item.request for item in batch])
-            except RuntimeError as error:
+            except Exception as error:  # noqa: BLE001 - unheard, it would leave all waiting forever
                 for item in batch:
                     if not item.future.done():
                         item.future.set_exception(error)
@@ -129,7 +131,9 @@ def model_path(name: str) -> str:
     if name.startswith("tiny-"):
         shipped = TINY / name.removeprefix("tiny-")
         if not shipped.is_dir():
-            raise InputError(f"model {name!r}: the shipped models are tiny-searcher, tiny-generator")
+            raise InputError(
+                f"model {name!r}: the shipped models are tiny-searcher, tiny-generator"
+            )
         return str(shipped)
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise InputError(f"model {name!r}: no such directory")

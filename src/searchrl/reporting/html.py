@@ -21,6 +21,7 @@ from searchrl.data.storage import write_text
 from searchrl.errors import InputError
 from searchrl.reporting.methods import (
     AXIS_LABEL,
+    Method,
     comparison,
     headline,
     read_methods,
@@ -74,7 +75,6 @@ class _EpisodeView:
     question: str
     method: str
     answers: tuple[str, ...]
-    gold_ids: tuple[str, ...]
     turns: tuple[_Turn, ...]
     context: tuple[_Hit, ...]
     answer: str | None
@@ -156,7 +156,7 @@ def _without_result(metrics: Sequence[Mapping[str, Any]]) -> str:
     return f"No evaluation yet; {steps}."
 
 
-def _bar_charts(methods: Sequence[Any]) -> list[Markup]:
+def _bar_charts(methods: Sequence[Method]) -> list[Markup]:
     """The chart for wide screens and the one for phones; none without a result."""
     bars = to_bars(methods)
     widths = (720, 360) if bars else ()
@@ -171,14 +171,14 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[Markup]:
         for name, value in row.items():
             if name != "step" and _is_number(value) and _is_number(step):
                 series.setdefault(name, []).append((float(step), float(value)))
+    return [_curve(name, series[name]) for name in sorted(series, key=_curve_order)]
+
+
+def _curve(name: str, points: Sequence[tuple[float, float]]) -> Markup:
     width, height = _CURVE_SIZE
-    return [
-        line_chart(
-            {label: series[name]}, width=width, height=height, x_label="step", y_label=label
-        ).inline()
-        for name in sorted(series, key=_curve_order)
-        if (label := _metric_label(name))
-    ]
+    label = _metric_label(name)
+    drawing = line_chart({label: points}, width=width, height=height, x_label="step", y_label=label)
+    return drawing.inline()
 
 
 def _is_number(value: Any) -> bool:
@@ -218,7 +218,6 @@ def _episode_view(row: Mapping[str, Any]) -> _EpisodeView:
         question=question["question"],
         method=row["method"],
         answers=tuple(question["golden_answers"]),
-        gold_ids=tuple(question["supporting_ids"]),
         turns=turns,
         context=_hits(row["context"], (), gold),
         answer=row["answer"],

@@ -135,11 +135,22 @@ def _method(name: str, row: Any, rows: Mapping[str, Any]) -> Method:
     try:
         low, high = row["ci95"]
         accuracy, n = row["accuracy"], int(row["n"])
+        _check_columns(row)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f'summary: method {name!r} needs "accuracy", "ci95" (two numbers) and "n"'
+            f'summary: method {name!r} needs "accuracy", "ci95" (two numbers) and "n", and '
+            f"each of its columns a mean with its interval; give the form of summary.json"
         ) from error
     return Method(name, _label(name, rows), accuracy, low, high, n, row)
+
+
+def _check_columns(row: Mapping[str, Any]) -> None:
+    """Raise ``KeyError``, ``TypeError`` or ``ValueError`` for a column without its fields."""
+    for name in (column[0] for column in _COLUMNS):
+        if row.get(name) is not None:
+            _, (_, _) = row[name]["mean"], row[name]["ci95"]
+    if row.get("vs_rag") is not None:
+        _, _, (_, _) = (row["vs_rag"][key] for key in ("difference", "p_value", "ci95"))
 
 
 def _label(name: str, names: Mapping[str, Any]) -> str:

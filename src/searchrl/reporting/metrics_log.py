@@ -91,5 +91,6 @@ def _writable(value: float) -> float | int | None:
 
 def _ends_clean(path: Path) -> bool:
     """Whether the last line is whole, or the file is empty."""
-    last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
-    return not last or (path.read_bytes().endswith(b"\n") and _parse(last) is not None)
+    content = path.read_bytes()
+    last = content.rstrip(b"\n").rpartition(b"\n")[2]
+    return not last or (content.endswith(b"\n") and _parse(last) is not None)

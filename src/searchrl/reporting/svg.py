@@ -44,8 +44,8 @@ _FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-s
 _MARGIN = 16
 _HUGE = 1e300
 """Values this large would overflow the arithmetic of the axes."""
-_CHARACTER = 6.4
-"""Width of an average character of 12 px text, in px."""
+_CHARACTER = 7.5
+"""Width of a wide digit of 12 px text, in px, so that labels fit in any font."""
 
 
 @dataclass(frozen=True, slots=True)

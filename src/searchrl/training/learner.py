@@ -3,8 +3,8 @@
 Order of a step: values and old and reference log-probabilities with the weights that sampled, then
 advantages, then one or more optimizer steps. Every loss is a sum over trainable tokens divided by
 the number of trainable tokens of its whole optimizer step, so neither micro-batches nor padding
-change a result. The old log-probabilities come from the very passes the update repeats, so the ratio
-is exactly 1 until the first optimizer step.
+change a result. The old log-probabilities come from the very passes the update repeats, so the
+ratio is exactly 1 until the first optimizer step.
 
 Differs from the original s3 and Search-R1: they average per micro-batch, and let observation tokens
 into GAE, whitening and the critic's loss.
@@ -15,76 +15,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from searchrl.agents.episode import Episode
 from searchrl.errors import SearchRLError
-from searchrl.options import Options
 from searchrl.training.advantages import generalized_advantages, group_advantages, whiten
 from searchrl.training.batch import TokenBatch, micro_batches
 from searchrl.training.losses import (
-    KlEstimator,
     clipped_fraction,
     kl_estimates,
     policy_losses,
     value_losses,
 )
 from searchrl.training.networks import Critic, token_logprobs
+from searchrl.training.options import LearningOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Metrics = dict[str, float]
-
-
-class LearningOptions(Options):
-    """How a policy is updated."""
-
-    algorithm: Literal["ppo", "grpo"] = "ppo"
-    """``ppo`` learns a critic and uses GAE; ``grpo`` compares the episodes of one question."""
-    learning_rate: PositiveFloat = 1e-6
-    """AdamW's, for the searcher."""
-    warmup_steps: NonNegativeInt = 0
-    """Steps over which the searcher's rate rises linearly."""
-    critic_learning_rate: PositiveFloat = 1e-5
-    """AdamW's, for the critic."""
-    critic_warmup_steps: NonNegativeInt = 0
-    """Steps over which the critic's rate rises linearly."""
-    weight_decay: NonNegativeFloat = 0.01
-    """AdamW's, for both."""
-    clip_low: PositiveFloat = 0.2
-    """The ratio is clipped at 1 - ``clip_low``."""
-    clip_high: PositiveFloat = 0.2
-    """The ratio is clipped at 1 + ``clip_high``."""
-    value_clip: PositiveFloat = 0.5
-    """How far a value may move from its old one before its loss stops falling."""
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount a trainable token."""
-    lam: float = Field(1.0, ge=0, le=1)
-    """GAE's lambda."""
-    whiten_advantages: bool = True
-    """PPO: shift and scale advantages over all trainable tokens of a step."""
-    scale_by_deviation: bool = True
-    """GRPO: divide by the group's standard deviation; off is Dr. GRPO."""
-    kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of the KL divergence to the searcher that training began with."""
-    kl_placement: Literal["reward", "loss"] = "reward"
-    """Subtract it from each token's reward (PPO only) or add it to the loss."""
-    kl_estimator: KlEstimator = "k1"
-    """How it is estimated from sampled tokens."""
-    entropy_coefficient: NonNegativeFloat = 0.0
-    """Weight of the entropy bonus."""
-    epochs: PositiveInt = 1
-    """Passes over a step's episodes."""
-    mini_batches: PositiveInt = 1
-    """Optimizer steps a pass."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this norm."""
-    tokens_per_micro_batch: PositiveInt = 16_384
-    """Padded tokens of one forward and backward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +155,9 @@ class Learner:
                 for sample, part in zip(micro_batch, reference_A.split(lengths), strict=True):
                     sample.reference_logprobs = part
             if self.critic is not None:
-                for sample, part in zip(micro_batch, self.critic(batch).split(lengths), strict=True):
+                for sample, part in zip(
+                    micro_batch, self.critic(batch).split(lengths), strict=True
+                ):
                     sample.old_values = part
         metrics = {"mismatch_kl": mismatch / tokens, "trainable_tokens": float(tokens)}
         if self._reference is not None:
@@ -258,7 +211,7 @@ class Learner:
                 self._options.value_clip,
             )
             loss = losses_A.sum() / tokens
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             metrics["value_loss"] = float(loss.detach())
         return metrics
 

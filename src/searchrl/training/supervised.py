@@ -107,7 +107,7 @@ def _update(
         logits = logits_BTV[:, :-1].flatten(0, 1).float()
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         loss = (losses * weights).sum() / total_weight
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         full = weights >= 1
         loss_sum += loss.item()
         hits += int((logits.argmax(-1)[full] == targets[full]).sum())

@@ -1,0 +1,205 @@
+"""Train the shipped tiny models from scratch: tokenizer, base, generator, searcher.
+
+    python -m scripts.tiny_models._u --out src/searchrl/models/tiny
+
+One thread of a CPU takes about an hour for everything; ``--device cuda`` takes minutes. Each stage
+leaves a Hugging Face directory and a ``training.json`` with the command, seed, steps and the
+accuracy on answer tokens it ended with. ``--only`` runs one stage on what the earlier ones left, so
+the generator and the searcher can be trained side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from scripts.tiny_models import lessons
+from scripts.tiny_models.tokenizer import MAX_LENGTH, train_tokenizer
+from searchrl.data.synthwiki import World
+
+Bm25Retriever = None
+from searchrl.retrieval.protocol import Hit
+from searchrl.training.supervised import Example, SupervisedSettings, train_supervised
+
+STAGES = ("tokenizer", "base", "generator", "searcher")
+SETTINGS = {
+    "base": SupervisedSettings(
+        steps=3000, tokens_per_step=2048, learning_rate=1e-3, warmup_steps=100
+    ),
+    "generator": SupervisedSettings(steps=500, learning_rate=1.5e-3, warmup_steps=30),
+    "searcher": SupervisedSettings(steps=300, learning_rate=1e-3, warmup_steps=30),
+}
+
+
+def main() -> None:
+    """Run the stages asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("build/tiny_models"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=STAGES)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for stage in STAGES if options.only is None else (options.only,):
+        _STAGE[stage](options)
+
+
+def make_tokenizer(options: argparse.Namespace) -> None:
+    """Train the tokenizer on pages of forty worlds."""
+    train_tokenizer(_pages()).save_pretrained(options.work / "tokenizer")
+
+
+def make_base(options: argparse.Namespace) -> None:
+    """A model of the Qwen3 architecture that has learned to read and copy."""
+    tokenizer = _tokenizer(options)
+    torch.manual_seed(options.seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=32,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    stream = lessons.reading(tokenizer, options.seed, weight=0.3)
+    _teach("base", model, tokenizer, stream, options, options.work / "base")
+
+
+def make_generator(options: argparse.Namespace) -> None:
+    """The frozen reader: copies answers, thinks bridges aloud, says "unknown" without evidence."""
+    tokenizer = _tokenizer(options)
+    stream = lessons.answering(tokenizer, options.seed + 1)
+    _teach("generator", _base(options), tokenizer, stream, options, options.out / "generator")
+
+
+def make_searcher(options: argparse.Namespace) -> None:
+    """The searcher that training starts from: knows the protocol, searches badly."""
+    tokenizer = _tokenizer(options)
+    stream = lessons.searching(tokenizer, options.seed + 2, _bm25_search)
+    _teach("searcher", _base(options), tokenizer, stream, options, options.out / "searcher")
+
+
+_STAGE: dict[str, Callable[[argparse.Namespace], None]] = {
+    "tokenizer": make_tokenizer,
+    "base": make_base,
+    "generator": make_generator,
+    "searcher": make_searcher,
+}
+
+
+def _teach(
+    stage: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stream: Iterator[Example],
+    options: argparse.Namespace,
+    out: Path,
+) -> None:
+    settings = SETTINGS[stage]
+    started = time.perf_counter()
+    recent: list[dict[str, float]] = []
+    tokens = 0.0
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        nonlocal tokens
+        tokens += metrics["tokens"]
+        recent.append(metrics)
+        if (step + 1) % 50 == 0:
+            seconds = time.perf_counter() - started
+            loss, accuracy = (_mean(recent, key) for key in ("loss", "accuracy"))
+            print(
+                f"{stage} step {step + 1}/{settings.steps} loss {loss:.4f} "
+                f"accuracy {accuracy:.4f} tokens {tokens:.0f} seconds {seconds:.0f}",
+                flush=True,
+            )
+            if step + 1 < settings.steps:
+                recent.clear()
+
+    train_supervised(model.to(options.device), stream, settings, report)
+    model.to("cpu", torch.float16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    facts = {
+        "command": f"python -m scripts.tiny_models._u {shlex.join(sys.argv[1:])}",
+        "stage": stage,
+        "seed": options.seed,
+        "steps": settings.steps,
+        "tokens": int(tokens),
+        "tokens_per_step": settings.tokens_per_step,
+        "learning_rate": settings.learning_rate,
+        "answer_token_accuracy": round(_mean(recent, "accuracy"), 4),
+        "worlds": f"SynthWiki seeds {lessons.SEEDS.start} to {lessons.SEEDS.stop - 1}",
+        "device": options.device,
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - started),
+    }
+    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _pages() -> Iterator[str]:
+    for seed in lessons.SEEDS[:40]:
+        world = World(seed, 1_000)
+        for passage in world.passages():
+            yield f'Doc 1 (Title: "{passage.title}") {passage.text}\n'
+        for question in world.questions(300):
+            yield f"<question>{question.text}</question>\n<information>Doc 2</information>\n\n"
+            yield (
+                "<important_info>[1, 2]</important_info>\n<search_complete>False</search_complete>"
+                f'\n<query>{{"query": "{question.answers[0]}"}}</query>'
+                "<search_complete>True</search_complete><think>unknown</think><answer></answer>"
+                "<search></search>system\nuser\nassistant\n"
+            )
+
+
+def _tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(options.work / "tokenizer")
+    return tokenizer
+
+
+def _base(options: argparse.Namespace) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        options.work / "base", dtype=torch.float32
+    )
+    return model
+
+
+@lru_cache(maxsize=64)
+def _retriever(world_seed: int, size: int) -> object:
+    return Bm25Retriever(list(World(world_seed, size).passages()))
+
+
+def _bm25_search(world: World, query: str, k: int) -> list[Hit]:
+    return asyncio.run(_retriever(world.seed, world.size).search([query], k))[0]
+
+
+def _mean(rows: list[dict[str, float]], key: str) -> float:
+    return sum(row[key] for row in rows) / max(1, len(rows))
+
+
+if __name__ == "__main__":
+    main()

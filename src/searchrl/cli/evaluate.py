@@ -1,0 +1,58 @@
+"""``searchrl evaluate``: methods side by side on held-out questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads
+
+
+def command(
+    recipe: Recipe,
+    out: Out,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated: direct, rag, s3, oracle.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Held-out questions.")] = None,
+    searcher: Annotated[
+        Path | None, typer.Option(help="A run or checkpoint whose searcher s3 uses.")
+    ] = None,
+    overrides: Overrides = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate methods with one generator; writes results.json, results.md, episodes.jsonl.
+
+    Example: searchrl evaluate tiny-grpo --methods rag,s3 --searcher runs/first --out results
+    """
+    from rich.console import Console
+
+    from searchrl.cli.progress import progress
+    from searchrl.cli.threads import set_threads
+    from searchrl.evaluation.comparison import compare
+    from searchrl.evaluation.table import to_json, to_rich_table
+    from searchrl.experiment import Experiment
+    from searchrl.recipe import load_recipe
+    from searchrl.training.checkpoint import searcher_path
+
+    changes = list(overrides or ())
+    if methods is not None:
+        changes.append(f"evaluation.methods={json.dumps(methods.split(','))}")
+    if n is not None:
+        changes.append(f"evaluation.questions={n}")
+    loaded = load_recipe(recipe, changes)
+    set_threads(threads)
+    trained = None if searcher is None else str(searcher_path(searcher))
+    experiment = Experiment(loaded, out)
+    agents = [
+        experiment.method(name, experiment.test, trained) for name in loaded.evaluation.methods
+    ]
+    summaries = compare(experiment, agents, out, progress)
+    if as_json:
+        typer.echo(json.dumps(to_json(summaries)))
+    else:
+        Console().print(to_rich_table(summaries))

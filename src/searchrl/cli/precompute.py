@@ -1,0 +1,60 @@
+"""``searchrl precompute``: naive RAG's score for every training question."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads
+
+
+def command(
+    recipe: Recipe,
+    out: Out,
+    overrides: Overrides = None,
+    original: Annotated[
+        Path | None, typer.Option(help="Also write the cache in s3's rag_cache.json form.")
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fill OUT/rag_cache.jsonl; questions that are in it already are not asked again.
+
+    Example: searchrl precompute tiny-grpo --out runs/first
+    """
+    import asyncio
+
+    from searchrl.cli.progress import progress
+    from searchrl.cli.threads import set_threads
+    from searchrl.experiment import Experiment
+    from searchrl.recipe import load_recipe
+    from searchrl.rewards.rag_cache import write_original
+    from searchrl.training.precompute import precompute
+
+    set_threads(threads)
+    experiment = Experiment(load_recipe(recipe, overrides or ()), out)
+    split, cache = experiment.train, experiment.cache()
+    with progress("naive RAG", len(split.questions)) as advance:
+        done = asyncio.run(
+            precompute(
+                split.questions,
+                split.retriever,
+                experiment.recipe.reward.rag_k,
+                experiment.generator,
+                experiment.judge,
+                cache,
+                lambda count: advance(count, ""),
+            )
+        )
+    if original is not None:
+        write_original(original, cache)
+    facts = {"questions": done.questions, "computed": done.computed, "solved": done.solved}
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        typer.echo(
+            f"naive RAG answers {done.solved} of {done.questions} questions ({done.computed} new)"
+        )

@@ -1,0 +1,54 @@
+"""Progress for people: a live bar on a terminal, plain lines elsewhere, always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+Advance = Callable[[int, str], None]
+"""Told how many are done and a note on the latest."""
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Advance]:
+    """Show one activity of ``total`` units until the block ends."""
+    if sys.stderr.isatty():
+        with _bar(label, total) as advance:
+            yield advance
+    else:
+        yield _lines(label, total)
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]{task.fields[note]}", markup=True),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        task = display.add_task(label, total=total, note="")
+        yield lambda done, note: display.update(task, completed=done, note=note)
+
+
+def _lines(label: str, total: int) -> Advance:
+    started = last = time.monotonic()
+
+    def advance(done: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            text = f"{label}: {done}/{total} in {now - started:.0f} s  {note}".rstrip()
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    return advance

@@ -1,0 +1,96 @@
+"""Methods side by side on the same questions with one frozen generator.
+
+Every question is scored for every method; an episode that met a failed service is counted and not
+scored. Decoding is greedy. Seconds are wall time of a chunk divided by its questions, since
+questions of a chunk share the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from searchrl.agents.agent import Agent, Draw
+from searchrl.agents.episode import EndReason, Episode
+from searchrl.agents.generator import Generator
+from searchrl.data.questions import Question
+from searchrl.errors import InfrastructureError
+from searchrl.evaluation.table import EpisodeScore
+from searchrl.rewards.accuracy import generation_accuracy
+from searchrl.rewards.judge import Judge
+from searchrl.rewards.text import exact_match, f1
+
+_CHUNK = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An episode with its score."""
+
+    episode: Episode
+    score: EpisodeScore
+
+
+async def evaluate(
+    method: Agent,
+    questions: Sequence[Question],
+    generator: Generator,
+    judge: Judge | None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> list[Evaluated]:
+    """Run one method over all questions.
+
+    Args:
+        method: the agent.
+        questions: all of them are scored.
+        generator: answers from each episode's context, where the episode has no answer.
+        judge: asked about answers the span check does not find, when given.
+        on_progress: told how many questions are done.
+    """
+    done: list[Evaluated] = []
+    for start in range(0, len(questions), _CHUNK):
+        chunk = questions[start : start + _CHUNK]
+        started = time.perf_counter()
+        episodes = await asyncio.gather(*(method.run(question, Draw()) for question in chunk))
+        accuracies = await asyncio.gather(
+            *(_accuracy(episode, generator, judge) for episode in episodes)
+        )
+        seconds = (time.perf_counter() - started) / len(chunk)
+        done += [
+            Evaluated(episode, _score(episode, accuracy, generator, seconds))
+            for episode, accuracy in zip(episodes, accuracies, strict=True)
+        ]
+        on_progress(len(done))
+    return done
+
+
+async def _accuracy(episode: Episode, generator: Generator, judge: Judge | None) -> float:
+    if episode.error is not None:
+        return 0.0
+    try:
+        if episode.answer is None:
+            episode.answer = await generator.answer(episode.question.text, episode.context)
+        return await generation_accuracy(episode.answer, episode.question.answers, judge)
+    except InfrastructureError as error:
+        episode.end, episode.error = EndReason.INFRASTRUCTURE, str(error)
+        return 0.0
+
+
+def _score(episode: Episode, accuracy: float, generator: Generator, seconds: float) -> EpisodeScore:
+    question, answer = episode.question, episode.answer or ""
+    return EpisodeScore(
+        question_id=question.id,
+        method=episode.method,
+        source=question.source,
+        accuracy=accuracy,
+        em=float(exact_match(answer, question.answers)),
+        f1=f1(answer, question.answers),
+        gold_recall=episode.gold_recall,
+        searches=episode.searches,
+        passages=len(episode.context),
+        context_tokens=generator.context_tokens(episode.context),
+        seconds=seconds,
+        failed=episode.error is not None,
+    )

@@ -1,0 +1,239 @@
+"""A recipe fixes a whole experiment: one TOML file, checked before anything runs.
+
+Values come from the schema's defaults, then the file, then ``--set key=value``. An unknown key is
+refused with the nearest known one; the resolved recipe is saved as JSON and is itself a valid
+recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from searchrl.agents.prompts import Style
+from searchrl.agents.s3 import S3Options
+from searchrl.errors import InputError
+from searchrl.options import Options
+from searchrl.training.options import LearningOptions, RolloutOptions, RunOptions
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+class SynthWikiData(Options):
+    """A generated world; see ``searchrl synthwiki``."""
+
+    kind: Literal["synthwiki"] = "synthwiki"
+    seed: int = Field(ge=0, le=9_999)
+    """Worlds with different seeds share no entity."""
+    size: PositiveInt = 1_000
+    """Passages."""
+    questions: PositiveInt = 500
+    """Questions."""
+    hops: dict[int, float] | None = None
+    """Share of questions by number of gold passages; the default mix when left out."""
+
+
+class FileData(Options):
+    """A corpus and a question file of one's own."""
+
+    kind: Literal["files"]
+    corpus: Path
+    """Passages, ``.jsonl`` or ``.jsonl.gz``."""
+    questions: Path
+    """Question lines."""
+    index: Path | None = None
+    """An index built before; one is built into the run directory when left out."""
+    limit: PositiveInt | None = None
+    """Use only the first questions."""
+
+
+Data = Annotated[SynthWikiData | FileData, Field(discriminator="kind")]
+
+
+class DataOptions(Options):
+    """What is trained on, and what is held out."""
+
+    train: Data
+    test: Data
+
+
+class RetrieverOptions(Options):
+    """The index that answers queries."""
+
+    kind: Literal["bm25"] = "bm25"
+    k1: float = Field(0.9, ge=0)
+    """BM25: how slowly repeats of a word saturate."""
+    b: float = Field(0.4, ge=0, le=1)
+    """BM25: weight of the passage's length."""
+
+
+class SearcherOptions(Options):
+    """The language model that is trained."""
+
+    model: str
+    """A path, a hub name, or ``tiny-searcher``."""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class GeneratorOptions(Options):
+    """The frozen language model that answers."""
+
+    model: str
+    """A path, a hub name, or ``tiny-generator``."""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    style: Style = "full"
+    max_answer_tokens: PositiveInt = 256
+    """Budget of an answer, reasoning included."""
+    max_context_tokens: PositiveInt = 6_000
+    """Budget of the passages."""
+
+
+class JudgeOptions(Options):
+    """The language model that is asked about answers the span check does not find."""
+
+    model: str
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class RewardOptions(Options):
+    """What training maximises."""
+
+    kind: Literal["gain_beyond_rag", "context_recall"] = "gain_beyond_rag"
+    scale: Literal["paper", "code"] = "paper"
+    """Gain Beyond RAG: accuracy - base, or the released code's 2 accuracy - base."""
+    rag_k: PositiveInt = 3
+    """Passages of naive RAG, here and in evaluation."""
+    drop_solved: bool = True
+    """Do not train on questions that naive RAG already answers."""
+    cache: Path | None = None
+    """A RAG cache made before; the run directory's own when left out."""
+
+
+class EvaluationOptions(Options):
+    """What is compared at the end."""
+
+    methods: tuple[Literal["direct", "rag", "s3", "oracle"], ...] = ("direct", "rag", "s3")
+    questions: PositiveInt = 500
+    """Held-out questions."""
+
+
+class Recipe(Options):
+    """A whole experiment."""
+
+    name: str
+    seed: int = 0
+    data: DataOptions
+    retriever: RetrieverOptions = RetrieverOptions()
+    searcher: SearcherOptions
+    generator: GeneratorOptions
+    judge: JudgeOptions | None = None
+    agent: S3Options = S3Options()
+    reward: RewardOptions = RewardOptions()
+    rollout: RolloutOptions = RolloutOptions()
+    learning: LearningOptions = LearningOptions()
+    run: RunOptions = RunOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> Recipe:
+        if self.learning.algorithm == "grpo" and self.rollout.group_size < 2:
+            raise ValueError(
+                'learning.algorithm = "grpo" compares the episodes of a question: '
+                "set rollout.group_size to 2 or more"
+            )
+        return self
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path, or a shipped one by name, and apply ``key=value`` overrides.
+
+    Raises:
+        InputError: no such file, malformed TOML, an unknown key, or a value that does not fit.
+    """
+    path = recipe_path(source)
+    values = _read(path)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error.errors()[0])}") from error
+
+
+def recipe_path(source: str) -> Path:
+    """The file a recipe name or path stands for."""
+    path, shipped = Path(source), SHIPPED / f"{source}.toml"
+    if path.is_file():
+        return path
+    if shipped.is_file():
+        return shipped
+    names = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+    close = difflib.get_close_matches(source, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"shipped ones: {', '.join(names)}"
+    raise InputError(f"{source}: no such recipe file; {hint}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable recipe: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a table of sections")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key; the value is TOML, or a plain string where it is not."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise InputError(f"--set {override}: expected key=value, as in --set run.steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override}: {parent} is a value, not a section")
+    values[last] = value
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line a user can act on, from pydantic's first complaint."""
+    place = [str(part) for part in error["loc"] if part not in ("synthwiki", "files")]
+    key = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, list(_keys(Recipe)), n=1, cutoff=0.5)
+        return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+    if error["type"] == "missing":
+        return f"{key} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a schema, those of every variant included."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for part in _models_in(info.annotation):
+            yield from _keys(part, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)

@@ -1,0 +1,134 @@
+"""Checkpoints: everything a resumed run needs, whole or absent.
+
+``step_N`` holds the searcher in Hugging Face form, the critic, and both optimizers as safetensors;
+``final`` is the searcher alone. Nothing is pickled. Seeds and data order are functions of the step,
+so the step number is all the state there is besides tensors, and a resumed CPU run ends bitwise
+equal to an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from searchrl.data.storage import atomic_directory, verify_directory
+from searchrl.errors import InputError, IntegrityError
+from searchrl.training.learner import Learner
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+FINAL = "final"
+_STEP = re.compile(r"step_(\d{6,})")
+
+
+def save_checkpoint(
+    folder: Path, step: int, learner: Learner, tokenizer: PreTrainedTokenizerBase, keep: int
+) -> None:
+    """Write ``step_N`` after ``step`` finished steps and remove all but the last ``keep``."""
+    with atomic_directory(folder / f"step_{step:06d}", {"kind": "checkpoint", "step": step}) as out:
+        learner.searcher.save_pretrained(out / "searcher")
+        tokenizer.save_pretrained(out / "searcher")
+        _save_optimizer(out / "optimizer.safetensors", learner.optimizer)
+        if learner.critic is not None and learner.critic_optimizer is not None:
+            save_file(learner.critic.state_dict(), out / "critic.safetensors")
+            _save_optimizer(out / "critic_optimizer.safetensors", learner.critic_optimizer)
+    for _, path in sorted(_checkpoints(folder))[:-keep]:
+        shutil.rmtree(path)
+
+
+def save_final(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write ``final``: the trained searcher, loadable by ``AutoModelForCausalLM``."""
+    with atomic_directory(folder / FINAL, {"kind": "searcher"}) as out:
+        learner.searcher.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    return folder / FINAL
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """The newest undamaged ``step_N`` and its step; damaged ones are passed over with a warning.
+
+    Raises:
+        IntegrityError: there are checkpoints and every one is damaged.
+    """
+    found = sorted(_checkpoints(folder), reverse=True)
+    problems: list[str] = []
+    for step, path in found:
+        try:
+            verify_directory(path)
+        except IntegrityError as error:
+            logger.warning("%s; falling back to the checkpoint before", error)
+            problems.append(str(error))
+        else:
+            return step, path
+    if problems:
+        raise IntegrityError(f"{problems[0]}; no other checkpoint is left to resume from")
+    return None
+
+
+def load_checkpoint(path: Path, learner: Learner) -> None:
+    """Put a checkpoint's weights and optimizer states into a learner of the same recipe."""
+    _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied=True)
+    _load_optimizer(path / "optimizer.safetensors", learner.optimizer)
+    if learner.critic is not None and learner.critic_optimizer is not None:
+        _load_weights(learner.critic, path / "critic.safetensors", tied=False)
+        _load_optimizer(path / "critic_optimizer.safetensors", learner.critic_optimizer)
+
+
+def searcher_path(path: Path) -> Path:
+    """The searcher inside a run, a checkpoint or ``final``, verified where it has a manifest.
+
+    Raises:
+        InputError: there is no trained searcher at ``path``.
+    """
+    candidates = (path / "checkpoints" / FINAL, path / "searcher", path)
+    for candidate in candidates:
+        if (candidate / "config.json").is_file() and (candidate / "tokenizer.json").is_file():
+            holder = path if candidate.name == "searcher" else candidate
+            if (holder / "manifest.json").is_file():
+                verify_directory(holder)
+            return candidate
+    raise InputError(f"{path}: no trained searcher there; expected a run directory or a checkpoint")
+
+
+def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:
+    for path in folder.glob("step_*") if folder.is_dir() else ():
+        match = _STEP.fullmatch(path.name)
+        if match is not None:
+            yield int(match[1]), path
+
+
+def _load_weights(module: torch.nn.Module, path: Path, tied: bool) -> None:
+    missing, unexpected = module.load_state_dict(load_file(path), strict=False)
+    # A tied head is stored once, under the embedding's name.
+    missing = [name for name in missing if not (tied and name == "lm_head.weight")]
+    if missing or unexpected:
+        raise InputError(f"{path}: does not fit this recipe's model ({[*missing, *unexpected][0]})")
+
+
+def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
+    tensors = {
+        f"{index}.{name}": value.contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+    save_file(tensors, path)
+
+
+def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in load_file(path).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
