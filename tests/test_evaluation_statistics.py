@@ -294,7 +294,7 @@ def test_markdown_rows_are_aligned_and_escaped():
     assert len(lines) == 4
     assert {line.replace("\\|", "").count("|") for line in lines} == {lines[0].count("|")}
     assert lines[3].startswith("| a\\|b | 10 | 90.0 (59.6 to 98.2) | +70.0 (+40.0 to +100.0) |")
-    assert "| 1,200 | 0.50 | 0 |" in lines[3]
+    assert "| 1,200 (1,200 to 1,200) | 0.50 (0.50 to 0.50) | 0 |" in lines[3]
 
 
 def test_terminal_table_takes_names_literally():
@@ -306,4 +306,5 @@ def test_terminal_table_takes_names_literally():
     shown = capture.get()
     assert "[red]s3?[2J" in shown
     assert "\x1b" not in shown
-    assert "90.0 (59.6 to 98.2)" in shown
+    assert "90.0" in shown
+    assert "59.6–98.2" in shown

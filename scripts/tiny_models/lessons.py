@@ -71,10 +71,10 @@ def answering(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example
     draw = random.Random(seed)
     while True:
         world = World(draw.choice(SEEDS), _WORLD_SIZE)
-        hops = {1: 0.3, 2: 0.4, 3: 0.3}
+        hops = {1: 0.35, 2: 0.4, 3: 0.25}
         questions = list(world.questions(3, stream=draw.randrange(10**9), hops=hops))
         shown: list[Entity] = []
-        for question in questions[: draw.choice((1, 1, 2, 3))]:
+        for question in questions[: draw.choice((2, 3, 3, 3))]:
             gold = world.gold_entities(question)
             if draw.random() < 0.2:
                 gold.pop(draw.randrange(len(gold)))
@@ -91,6 +91,13 @@ def answering(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example
             builder.chat(messages if number == 0 else messages[1:], _READ_WEIGHT)
             builder.spoken(spoken_answer(question, world.gold_entities(question), shown))
         yield builder.example()
+
+
+def alternate(*streams: Iterator[Example]) -> Iterator[Example]:
+    """One sequence of each stream in turn."""
+    while True:
+        for stream in streams:
+            yield next(stream)
 
 
 def spoken_answer(question: Question, gold: Sequence[Entity], shown: Sequence[Entity]) -> str:

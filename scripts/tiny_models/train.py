@@ -40,8 +40,8 @@ from searchrl.training.supervised import Example, SupervisedSettings, train_supe
 STAGES = ("tokenizer", "base", "generator", "searcher")
 SETTINGS = {
     "base": SupervisedSettings(steps=700, learning_rate=2e-3, warmup_steps=50),
-    "generator": SupervisedSettings(steps=500, learning_rate=1.5e-3, warmup_steps=30),
-    "searcher": SupervisedSettings(steps=300, learning_rate=1e-3, warmup_steps=30),
+    "generator": SupervisedSettings(steps=900, learning_rate=2e-3, warmup_steps=50),
+    "searcher": SupervisedSettings(steps=250, learning_rate=1e-3, warmup_steps=30),
 }
 
 
@@ -91,15 +91,21 @@ def make_base(options: argparse.Namespace) -> None:
 def make_generator(options: argparse.Namespace) -> None:
     """The frozen reader: copies answers, thinks bridges aloud, says "unknown" without evidence."""
     tokenizer = _tokenizer(options)
-    stream = lessons.answering(tokenizer, options.seed + 1)
-    _teach("generator", _base(options), tokenizer, stream, options, options.out / "generator")
+    stream = lessons.alternate(
+        lessons.answering(tokenizer, options.seed + 1),
+        lessons.answering(tokenizer, options.seed + 2),
+        lessons.reading(tokenizer, options.seed + 3, weight=0.05),
+    )
+    model = _load(options.work / "base")
+    _teach("generator", model, tokenizer, stream, options, options.out / "generator")
 
 
 def make_searcher(options: argparse.Namespace) -> None:
-    """The searcher that training starts from: knows the protocol, searches badly."""
+    """The searcher that training starts from: reads like the generator, searches badly."""
     tokenizer = _tokenizer(options)
-    stream = lessons.searching(tokenizer, options.seed + 2, _bm25_search)
-    _teach("searcher", _base(options), tokenizer, stream, options, options.out / "searcher")
+    stream = lessons.searching(tokenizer, options.seed + 4, _bm25_search)
+    model = _load(options.out / "generator")
+    _teach("searcher", model, tokenizer, stream, options, options.out / "searcher")
 
 
 _STAGE: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -178,10 +184,8 @@ def _tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _base(options: argparse.Namespace) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        options.work / "base", dtype=torch.float32
-    )
+def _load(path: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     return model
 
 

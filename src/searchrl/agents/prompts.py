@@ -43,8 +43,8 @@ _READER = """\
 Use the passages below where they help to answer the question; some may be irrelevant.
 
 {context}
-Answer with the answer itself, no explanation and nothing else."""
-_READER_ALONE = "Answer the question with the answer itself, no explanation and nothing else."
+Reply with the answer itself, no explanation and nothing else."""
+_READER_ALONE = "Reply to the question with the answer itself, no explanation and nothing else."
 
 
 def s3_prompt(

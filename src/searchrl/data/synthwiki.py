@@ -6,8 +6,8 @@ and nothing about it can be memorised from another world: names never repeat acr
 
 A question follows a chain of relations from a named entity. Only the first passage of a chain
 mentions anything in the question; the bridge entities between the passages are not in it, so one
-retrieval with the question finds the first gold passage and, for two and three hops, misses
-the rest.
+retrieval with the question finds the first gold passage (99 times in 100) and, for two and three
+hops, misses the rest.
 """
 
 from __future__ import annotations
@@ -267,18 +267,21 @@ class World:
         ):
             raise InputError(f"hops {dict(hops)}: give shares of 0 or more for 1, 2 and 3 hops")
         seen: set[str] = set()
-        attempts = 0
+        attempts = misses = 0
         while len(seen) < count:
             attempts += 1
-            if attempts > 50 * count + 1000:
+            question = self._question(derive_seed(self.seed, stream, attempts), hops)
+            if question is not None and question.text not in seen:
+                misses = 0
+                seen.add(question.text)
+                yield question
+                continue
+            misses += 1
+            if misses > 1000 + 50 * len(seen):
                 raise InputError(
                     f"size {self.size}: too small for {count} distinct questions; "
                     f"{len(seen)} were found"
                 )
-            question = self._question(derive_seed(self.seed, stream, attempts), hops)
-            if question is not None and question.text not in seen:
-                seen.add(question.text)
-                yield question
 
     def _question(self, draw: int, hops: Mapping[int, float]) -> Question | None:
         """The question behind one draw, or ``None`` where the draw breaks the rules."""

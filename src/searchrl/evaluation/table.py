@@ -22,6 +22,7 @@ from searchrl.evaluation.statistics import (
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 BASELINE = "rag"
 """The method that all others are compared with, when it is among them."""
@@ -135,17 +136,18 @@ def to_markdown(summaries: Sequence[MethodSummary]) -> str:
 
 
 def to_rich_table(summaries: Sequence[MethodSummary]) -> Table:
-    """A table for terminals."""
+    """A table for terminals: a column a method, each interval under its mean."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    header, *rows = _cells(summaries)
-    table = Table()
+    header, *rows = zip(*_cells(summaries), strict=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, heading in enumerate(header):
-        table.add_column(heading, justify="right" if position else "left", no_wrap=not position)
-    for row in rows:
         # Text is taken literally: a method's name cannot hold markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_column(Text(heading), justify="right" if position else "left", no_wrap=True)
+    for name, *cells in rows:
+        table.add_row(Text(name), *(_two_lines(cell) for cell in cells))
     return table
 
 
@@ -215,26 +217,32 @@ def _cells(summaries: Sequence[MethodSummary]) -> list[list[str]]:
     """Heading row, then one row a method; a column without any value is left out."""
     shown = [c for c in COLUMNS if any(getattr(summary, c).n for summary in summaries)]
     versus = any(summary.vs_rag is not None for summary in summaries)
-    header = ["Method", "n", "Accuracy % (95 % CI)"]
-    header += ["vs RAG, points (95 % CI)", "p"] if versus else []
+    header = ["Method", "n", "Accuracy %"]
+    header += ["vs RAG, points", "p"] if versus else []
     rows = [header + [_HEADINGS[column] for column in shown] + ["Failed"]]
     for summary in summaries:
-        row = [_printable(summary.method), str(summary.accuracy.n), _accuracy(summary.accuracy)]
+        accuracy = _mean(summary.accuracy, "accuracy")
+        row = [_printable(summary.method), str(summary.accuracy.n), accuracy]
         row += _versus(summary.vs_rag) if versus else []
         row += [_mean(getattr(summary, column), column) for column in shown]
         rows.append([*row, str(summary.failed)])
     return rows
 
 
+def _two_lines(cell: str) -> Text:
+    """A mean over its interval, the interval short and dim."""
+    from rich.text import Text
+
+    mean, _, interval = cell.partition(" (")
+    text = Text(mean)
+    if interval:
+        text.append("\n" + interval.rstrip(")").replace(" to ", "–"), style="dim")
+    return text
+
+
 def _printable(name: str) -> str:
     """A name fit for a terminal: control and escape characters become question marks."""
     return "".join(character if character.isprintable() else "?" for character in name)
-
-
-def _accuracy(interval: Interval) -> str:
-    if not interval.n:
-        return _NO_VALUE
-    return f"{100 * interval.mean:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
 def _versus(versus: PairedDifference | None) -> list[str]:
@@ -246,8 +254,15 @@ def _versus(versus: PairedDifference | None) -> list[str]:
 
 
 def _mean(interval: Interval, column: str) -> str:
+    """A mean with its 95 % interval."""
     if not interval.n:
         return _NO_VALUE
+    ends = (interval.mean, interval.low, interval.high)
+    mean, low, high = (_written(value, column) for value in ends)
+    return f"{mean} ({low} to {high})"
+
+
+def _written(value: float, column: str) -> str:
     if column in _FRACTIONS:
-        return f"{100 * interval.mean:.1f}"
-    return f"{interval.mean:,.0f}" if interval.mean >= 100 else f"{interval.mean:.2f}"
+        return f"{100 * value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from searchrl.errors import InputError, SearchRLError
 from searchrl.models.chat import encode_text, render_chat
@@ -19,6 +19,7 @@ from searchrl.models.generation import Decoder, Request
 from searchrl.models.protocol import Completion, Message, Sampling
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = Path(__file__).parent / "tiny"
@@ -108,22 +109,38 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalM
         InputError: there is no such model, or it cannot be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     path = model_path(name)
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise InputError(f"model {name!r}: no dtype {dtype!r}; use float32, bfloat16 or float16")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
+        # Named, because transformers otherwise asks on the terminal whether to run code.
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model, missing = _load_weights(path, kind, device)
+    except Exception as error:
+        # The libraries below raise errors of many kinds for files that are not theirs.
         reason = " ".join(str(error).split())
         raise InputError(f"model {name!r}: cannot be loaded: {reason[:300]}") from error
+    if missing:
+        raise InputError(f"model {name!r}: its weights lack {missing[0]!r}; copy all its files")
     if not tokenizer.chat_template:
         raise InputError(f"model {name!r}: its tokenizer has no chat template")
-    return LocalModel(model.to(device).eval(), tokenizer)
+    return LocalModel(model, tokenizer)
+
+
+def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model on its device, and the names of weights that no file holds."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+    )
+    model, report = loaded
+    return model.to(device).eval(), sorted(report["missing_keys"])
 
 
 def model_path(name: str) -> str:

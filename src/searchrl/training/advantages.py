@@ -59,6 +59,9 @@ def group_advantages(rewards: Sequence[float], scale_by_deviation: bool) -> list
     """
     if len(rewards) < 2:
         raise ValueError("a group needs at least two members to have a baseline")
+    if len(set(rewards)) == 1:
+        # Said apart, because the mean of equal rewards may differ from them in the last place.
+        return [0.0] * len(rewards)
     mean = sum(rewards) / len(rewards)
     centred = [reward - mean for reward in rewards]
     if not scale_by_deviation:

@@ -36,7 +36,14 @@ class TokenBatch:
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], device: torch.device) -> TokenBatch:
-        """Pad the episodes' tokens side by side."""
+        """Pad the episodes' tokens side by side.
+
+        Raises:
+            ValueError: an episode opens with a sampled token, which no output predicts, or has not
+                exactly one log-probability a sampled token.
+        """
+        for episode in episodes:
+            _check(episode)
         width = max(len(episode.token_ids) for episode in episodes)
         shape = (len(episodes), width)
         tokens_BT = torch.zeros(shape, dtype=torch.long)
@@ -52,7 +59,9 @@ class TokenBatch:
             attention_BT.to(device),
             trainable_BT.to(device),
             tuple(sum(episode.trainable_mask) for episode in episodes),
-            torch.tensor([v for e in episodes for v in e.logprobs], device=device),
+            torch.tensor(
+                [v for e in episodes for v in e.logprobs], dtype=torch.float32, device=device
+            ),
         )
 
     @property
@@ -64,6 +73,17 @@ class TokenBatch:
     def targets_A(self) -> torch.Tensor:
         """The trainable tokens themselves."""
         return self.tokens_BT[:, 1:][self.predicting_BT]
+
+
+def _check(episode: Episode) -> None:
+    mask, name = episode.trainable_mask, episode.question.id
+    if mask[0]:
+        raise ValueError(f"episode {name!r} opens with a sampled token; a prompt comes first")
+    if len(episode.logprobs) != sum(mask):
+        raise ValueError(
+            f"episode {name!r} has {len(episode.logprobs)} log-probabilities for {sum(mask)} "
+            "sampled tokens"
+        )
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

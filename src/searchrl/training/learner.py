@@ -6,6 +6,9 @@ the number of trainable tokens of its whole optimizer step, so neither micro-bat
 change a result. The old log-probabilities come from the very passes the update repeats, so the
 ratio is exactly 1 until the first optimizer step.
 
+Episodes of a GRPO group with equal rewards teach nothing and are not passed through again. Where
+nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
+
 Differs from the original s3 and Search-R1: they average per micro-batch, and let observation tokens
 into GAE, whitening and the critic's loss.
 """
@@ -13,7 +16,7 @@ into GAE, whitening and the critic's loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,6 +75,9 @@ class Learner:
         options: the algorithm and its numbers.
         temperature: the one episodes are sampled with.
         reference: frozen copy of the searcher as training began; needed for a KL term only.
+
+    Raises:
+        ValueError: the options ask for a KL term and there is no reference.
     """
 
     def __init__(
@@ -81,6 +87,8 @@ class Learner:
         temperature: float,
         reference: PreTrainedModel | None = None,
     ) -> None:
+        if options.kl_coefficient > 0 and reference is None:
+            raise ValueError("a KL term needs the reference searcher")
         self.searcher = searcher
         self.critic = Critic(searcher) if options.algorithm == "ppo" else None
         self._options = options
@@ -93,7 +101,7 @@ class Learner:
         """Learn from one step's groups; ``step`` counts from 0 and sets the warm-up.
 
         Raises:
-            SearchRLError: a gradient is not finite; the weights are as they were.
+            SearchRLError: a gradient is not finite; the optimizer step it belongs to is not taken.
         """
         samples = self._samples(groups)
         plan = self._plan(samples)
@@ -128,23 +136,28 @@ class Learner:
         plan: list[list[list[_Sample]]] = []
         for start in range(0, len(samples), size):
             mini_batch = samples[start : start + size]
-            lengths = [len(sample.episode.token_ids) for sample in mini_batch]
-            budget = self._options.tokens_per_micro_batch
-            plan.append(
-                [[mini_batch[i] for i in batch] for batch in micro_batches(lengths, budget)]
-            )
+            # Apart, so that a pass of the update holds exactly what its pass of looking back held.
+            teaching = [sample for sample in mini_batch if self._teaches(sample)]
+            idle = [sample for sample in mini_batch if not self._teaches(sample)]
+            plan.append([*self._micro_batches(teaching), *self._micro_batches(idle)])
         return plan
+
+    def _micro_batches(self, samples: Sequence[_Sample]) -> list[list[_Sample]]:
+        lengths = [len(sample.episode.token_ids) for sample in samples]
+        budget = self._options.tokens_per_micro_batch
+        return [[samples[i] for i in batch] for batch in micro_batches(lengths, budget)]
 
     @torch.no_grad()
     def _look_back(
         self, samples: Sequence[_Sample], plan: Sequence[Sequence[Sequence[_Sample]]]
     ) -> Metrics:
         """Old and reference log-probabilities and old values, with the weights that sampled."""
-        mismatch, reference_kl, tokens = 0.0, 0.0, 0
+        mismatch, entropy, reference_kl, tokens = 0.0, 0.0, 0.0, 0
         for micro_batch in (batch for mini_batch in plan for batch in mini_batch):
             batch = self._batch(micro_batch)
             lengths = list(batch.lengths_B)
-            old_A, _ = token_logprobs(self.searcher, batch, self._temperature)
+            old_A, entropy_A = token_logprobs(self.searcher, batch, self._temperature)
+            entropy += float(entropy_A.sum())
             mismatch += float(kl_estimates(batch.sampled_logprobs_A, old_A, "k3").sum())
             tokens += old_A.numel()
             for sample, part in zip(micro_batch, old_A.split(lengths), strict=True):
@@ -159,7 +172,11 @@ class Learner:
                     micro_batch, self.critic(batch).split(lengths), strict=True
                 ):
                     sample.old_values = part
-        metrics = {"mismatch_kl": mismatch / tokens, "trainable_tokens": float(tokens)}
+        metrics = {
+            "mismatch_kl": mismatch / tokens,
+            "entropy": entropy / tokens,
+            "trainable_tokens": float(tokens),
+        }
         if self._reference is not None:
             metrics["reference_kl"] = reference_kl / tokens
         return metrics
@@ -186,22 +203,27 @@ class Learner:
                 sample.advantages = part
 
     def _optimizer_step(self, mini_batch: Sequence[Sequence[_Sample]]) -> Metrics:
-        tokens = sum(sample.old_logprobs.numel() for batch in mini_batch for sample in batch)
-        totals: Metrics = {}
+        tokens = _count(sample for batch in mini_batch for sample in batch)
+        taught = _count(
+            sample for batch in mini_batch if self._teaches(batch[0]) for sample in batch
+        )
+        totals: Metrics = {"policy_loss": 0.0, "clip_fraction": 0.0, "old_kl": 0.0}
         for micro_batch in mini_batch:
-            for name, value in self._backward(micro_batch, tokens).items():
+            for name, value in self._backward(micro_batch, tokens, taught).items():
                 totals[name] = totals.get(name, 0.0) + value
-        totals["grad_norm"] = self._apply(self.searcher, self.optimizer)
-        if self.critic is not None and self.critic_optimizer is not None:
-            totals["critic_grad_norm"] = self._apply(self.critic, self.critic_optimizer)
-        return totals
+        return totals | self._apply()
 
-    def _backward(self, micro_batch: Sequence[_Sample], tokens: int) -> Metrics:
-        """Add this micro-batch's gradients; returns its share of the step's metrics."""
+    def _backward(self, micro_batch: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
+        """Add this micro-batch's gradients; returns its share of the step's metrics.
+
+        Args:
+            micro_batch: episodes that all teach, or none of them.
+            tokens: trainable tokens of the optimizer step.
+            taught: those of them that belong to episodes that teach.
+        """
         metrics: Metrics = {}
-        teaching = [sample for sample in micro_batch if self._teaches(sample)]
-        if teaching:
-            metrics |= self._backward_policy(teaching, tokens)
+        if self._teaches(micro_batch[0]):
+            metrics |= self._backward_policy(micro_batch, tokens, taught)
         if self.critic is not None:
             batch = self._batch(micro_batch)
             losses_A = value_losses(
@@ -215,7 +237,7 @@ class Learner:
             metrics["value_loss"] = float(loss.detach())
         return metrics
 
-    def _backward_policy(self, samples: Sequence[_Sample], tokens: int) -> Metrics:
+    def _backward_policy(self, samples: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
         options = self._options
         logprobs_A, entropy_A = token_logprobs(
             self.searcher, self._batch(samples), self._temperature
@@ -225,7 +247,9 @@ class Learner:
         losses_A = policy_losses(
             logprobs_A, old_A, advantages_A, options.clip_low, options.clip_high
         )
-        total = losses_A.sum() - options.entropy_coefficient * entropy_A.sum()
+        total = losses_A.sum()
+        if options.entropy_coefficient > 0:
+            total = total - options.entropy_coefficient * entropy_A.sum()
         if self._reference is not None and options.kl_placement == "loss":
             reference_A = torch.cat([sample.reference_logprobs for sample in samples])
             kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
@@ -236,29 +260,39 @@ class Learner:
             clipped = clipped_fraction(logprobs_A, old_A, options.clip_low, options.clip_high)
             return {
                 "policy_loss": float(losses_A.sum()) / tokens,
-                "entropy": float(entropy_A.sum()) / tokens,
-                "clip_fraction": float(clipped) / tokens,
-                "old_kl": float(kl_estimates(old_A, logprobs_A, "k3").sum()) / tokens,
+                "clip_fraction": float(clipped) / taught,
+                "old_kl": float(kl_estimates(old_A, logprobs_A, "k3").sum()) / taught,
             }
 
     def _teaches(self, sample: _Sample) -> bool:
-        """Whether an episode's gradient can differ from zero; it is skipped if not."""
+        """Whether an episode's gradient can differ from zero; known before anything is computed."""
         options = self._options
-        constant = options.entropy_coefficient == 0 and (
-            self._reference is None or options.kl_placement == "reward"
+        regularised = options.entropy_coefficient > 0 or (
+            self._reference is not None and options.kl_placement == "loss"
         )
-        return not constant or bool(sample.advantages.any())
+        return self.critic is not None or regularised or sample.advantage != 0
 
-    def _apply(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self._options.max_grad_norm)
-        if not torch.isfinite(norm):
+    def _apply(self) -> Metrics:
+        """Take both optimizers' step, or neither; returns the norms of the gradients."""
+        norms = {"grad_norm": self._clip(self.searcher)}
+        optimizers = [self.optimizer]
+        if self.critic is not None and self.critic_optimizer is not None:
+            norms["critic_grad_norm"] = self._clip(self.critic)
+            optimizers.append(self.critic_optimizer)
+        finite = all(math.isfinite(norm) for norm in norms.values())
+        for optimizer in optimizers:
+            if finite:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if not finite:
             raise SearchRLError(
                 "a gradient is not finite; lower the learning rate or look at the last episodes"
             )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norms
+
+    def _clip(self, module: torch.nn.Module) -> float:
+        limit = self._options.max_grad_norm
+        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
 
     def _set_rates(self, step: int) -> None:
         options = self._options
@@ -277,6 +311,11 @@ class Learner:
 
     def _batch(self, samples: Sequence[_Sample]) -> TokenBatch:
         return TokenBatch.of([sample.episode for sample in samples], self.searcher.device)
+
+
+def _count(samples: Iterable[_Sample]) -> int:
+    """Trainable tokens of some episodes."""
+    return sum(sample.old_logprobs.numel() for sample in samples)
 
 
 def _warmup(step: int, steps: int) -> float:

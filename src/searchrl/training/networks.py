@@ -6,6 +6,7 @@ retrieved text, this is most of the memory.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,11 +44,16 @@ class Critic(nn.Module):
 
     def __init__(self, searcher: PreTrainedModel) -> None:
         super().__init__()
-        self.trunk = type(searcher.model)(searcher.config)
-        self.trunk.load_state_dict(searcher.model.state_dict())
-        self.head = nn.Linear(searcher.config.hidden_size, 1, bias=False)
+        # A copy keeps what a new trunk would lose: device, buffers in full precision, no dropout.
+        self.trunk = copy.deepcopy(searcher.model)
+        self.head = nn.Linear(
+            searcher.config.hidden_size,
+            1,
+            bias=False,
+            device=searcher.device,
+            dtype=searcher.dtype,
+        )
         nn.init.zeros_(self.head.weight)
-        self.to(device=searcher.device, dtype=searcher.dtype)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Value of the state in which each trainable token was sampled, ``[A]``."""

@@ -43,6 +43,9 @@ def questions_of_step(
 ) -> list[Question]:
     """The questions of step ``step``, counted from 0: consecutive ones of a shuffled epoch.
 
+    No question comes twice in an epoch. Where ``count`` does not divide their number, the rest of
+    an epoch's order is left out, another one each epoch.
+
     Raises:
         InputError: fewer questions than a step needs.
     """
@@ -91,15 +94,18 @@ async def collect(
     return Rollout(tuple(episodes), groups)
 
 
+def _failed(episode: Episode) -> bool:
+    return episode.error is not None or episode.reward is None or episode.reward.value is None
+
+
 def _learnable(episode: Episode) -> bool:
-    scored = episode.reward is not None and episode.reward.value is not None
-    return scored and any(episode.trainable_mask)
+    return not _failed(episode) and any(episode.trainable_mask)
 
 
 def _check_failures(episodes: Sequence[Episode], allowed: float) -> None:
-    failed = [episode for episode in episodes if episode.error is not None]
+    failed = [episode for episode in episodes if _failed(episode)]
     if len(failed) > allowed * len(episodes):
         raise InfrastructureError(
             f"{len(failed)} of {len(episodes)} episodes met a failed service, "
-            f"first: {failed[0].error}"
+            f"first: {failed[0].error or 'no reward'}"
         )

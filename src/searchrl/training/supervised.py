@@ -7,8 +7,6 @@ not depend on how a step is cut into micro-batches.
 
 from __future__ import annotations
 
-import itertools
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from searchrl.errors import SearchRLError
+from searchrl.training.batch import micro_batches
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +74,10 @@ def train_supervised(
         settings: see there.
         on_step: called with the step and its metrics: loss, accuracy of greedy prediction on
             full-weight tokens, tokens, seconds, learning rate.
+
+    Raises:
+        SearchRLError: the examples ended before the steps, no token of a step has a weight, or a
+            gradient is not finite; the step it belongs to is not taken.
     """
     optimizer = _optimizer(model, settings)
     model.train()
@@ -98,9 +101,12 @@ def _update(
     settings: SupervisedSettings,
 ) -> dict[str, float]:
     total_weight = sum(sum(row.weights[1:]) for row in rows)
+    if not total_weight:
+        raise SearchRLError("no token of this step's examples has a weight; nothing can be learned")
     loss_sum, hits, counted = 0.0, 0, 0
-    for batch in _micro_batches(rows, settings.tokens_per_micro_batch):
-        tokens_BT, weights_BT, attention_BT = _pad(batch, model.device)
+    lengths = [len(row.token_ids) for row in rows]
+    for batch in micro_batches(lengths, settings.tokens_per_micro_batch):
+        tokens_BT, weights_BT, attention_BT = _pad([rows[i] for i in batch], model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.autocast):
             logits_BTV = model(input_ids=tokens_BT, attention_mask=attention_BT).logits
         targets, weights = tokens_BT[:, 1:].flatten(), weights_BT[:, 1:].flatten()
@@ -112,15 +118,23 @@ def _update(
         loss_sum += loss.item()
         hits += int((logits.argmax(-1)[full] == targets[full]).sum())
         counted += int(full.sum())
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return {
         "loss": loss_sum,
         "accuracy": hits / max(1, counted),
-        "tokens": float(sum(len(row.token_ids) for row in rows)),
-        "grad_norm": float(norm),
+        "tokens": float(sum(lengths)),
+        "grad_norm": _apply(model, optimizer),
     }
+
+
+def _apply(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:
+    """Take the optimizer's step and return the norm of the gradient, which is cut to 1."""
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if not math.isfinite(norm):
+        raise SearchRLError("a gradient is not finite; lower the learning rate")
+    return norm
 
 
 def _optimizer(model: PreTrainedModel, settings: SupervisedSettings) -> torch.optim.Optimizer:
@@ -136,20 +150,11 @@ def _optimizer(model: PreTrainedModel, settings: SupervisedSettings) -> torch.op
 def _take(examples: Iterator[Example], tokens: int) -> list[Example]:
     rows: list[Example] = []
     while sum(len(row.token_ids) for row in rows) < tokens:
-        rows.extend(itertools.islice(examples, 1))
+        row = next(examples, None)
+        if row is None:
+            raise SearchRLError("the examples ended before the steps did; give more or train less")
+        rows.append(row)
     return rows
-
-
-def _micro_batches(rows: Sequence[Example], budget: int) -> Iterator[list[Example]]:
-    """Similar lengths together, each batch's padded size within the budget."""
-    batch: list[Example] = []
-    for row in sorted(rows, key=lambda row: len(row.token_ids)):
-        if batch and len(row.token_ids) * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _pad(

@@ -1,0 +1,46 @@
+# make demo   trains a search agent on this machine and writes runs/demo/report.html
+# make test   formatting, types, unit tests, then the end-to-end pipeline tests
+# Both create .venv and install what they need; nothing but Python >= 3.11 and make has to be there.
+
+PYTHON ?= python3
+SEED ?= 0
+OUT ?= runs/demo
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint unit pipeline clean
+
+demo: .venv/searchrl
+	rm -rf $(OUT)
+	$(BIN)/searchrl demo --out $(OUT) --seed $(SEED)
+
+test: lint unit pipeline
+
+lint: .venv/searchrl-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: .venv/searchrl-dev
+	$(BIN)/python -m pytest -q -m "not pipeline"
+
+pipeline: .venv/searchrl-dev
+	$(BIN)/python -m pytest -q -m pipeline
+
+# torch first and by its exact version: asked for as a dependency it may resolve to a CUDA build.
+.venv/torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	touch $@
+
+.venv/searchrl: .venv/torch pyproject.toml
+	$(PIP) --editable '.[torch]'
+	touch $@
+
+.venv/searchrl-dev: .venv/searchrl pyproject.toml
+	$(PIP) --editable '.[torch,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

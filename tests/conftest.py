@@ -1,0 +1,61 @@
+"""Fixtures that several test files share: a tokenizer and a random model, made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from scripts.tiny_models.tokenizer import train_tokenizer
+from searchrl.data.synthwiki import World
+from searchrl.models.local import LocalModel
+
+torch.set_num_threads(1)
+
+_PROTOCOL = (
+    "<question>What is it?</question>\n<information>Doc 1 (Title: </information>\n\n"
+    '<important_info>[1, 2]</important_info><query>{"query": "a"}</query>'
+    "<search_complete>True</search_complete><search_complete>False</search_complete>"
+    "<think>so</think>system\nuser\nassistant\n"
+)
+
+
+def _texts() -> Iterator[str]:
+    for passage in World(9_999, 400).passages():
+        yield f'Doc 1 (Title: "{passage.title}") {passage.text}\n'
+        yield _PROTOCOL
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny models' tokenizer, trained on a few hundred pages."""
+    return train_tokenizer(_texts())
+
+
+@pytest.fixture(scope="session")
+def random_model(tiny_tokenizer: PreTrainedTokenizerFast) -> LocalModel:
+    """A model of random weights: 2 layers, width 64, a context of 1,024 tokens."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        # Wider than the default start, so that distributions are far from uniform and ties rare.
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(6.0)
+    return LocalModel(model.eval(), tiny_tokenizer)
