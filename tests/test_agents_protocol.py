@@ -27,8 +27,10 @@ INVALID = Action(ActionKind.INVALID)
 LOOKALIKE = re.compile(r"<\s*/?\s*(" + "|".join(RESERVED) + r")\b", re.IGNORECASE)
 # Pieces that hostile text is made of.
 PIECES = st.sampled_from(
-    ["<", "</", ">", " ", "\n", "/", "‹", "_", "Doc 1 (Title: ", "<|im_end|>", "[1]", "True"]
-    + [*RESERVED, *(tag.upper() for tag in RESERVED)]
+    [
+        *("<", "</", ">", " ", "\n", "/", "‹", "_", "Doc 1 (Title: ", "<|im_end|>", "[1]", "True"),
+        *(case for tag in RESERVED for case in (tag, tag.upper())),
+    ]
 )
 HOSTILE = st.lists(PIECES | st.text(max_size=3), max_size=20).map("".join)
 TAGS = [
@@ -87,7 +89,10 @@ def test_queries(inside: str, action: Action) -> None:
         ("<search_complete>maybe</search_complete>", INVALID),
         ("<search_complete>True</search_complete><query>a</query>", FINISH),
         ("<search_complete>False</search_complete><query>a</query>", search("a")),
-        ("<search_complete>False</search_complete><search_complete>True</search_complete>", INVALID),
+        (
+            "<search_complete>False</search_complete><search_complete>True</search_complete>",
+            INVALID,
+        ),
         # An output ends with its first query, whatever an engine sends behind it.
         ("<query>a</query><search_complete>True</search_complete>", search("a")),
         ("<query>a</query><query>b</query>", search("a")),
@@ -227,7 +232,21 @@ def test_the_reader_prompt_says_whether_there_are_passages() -> None:
 FUZZ = st.lists(
     st.sampled_from(
         [f"<{slash}{tag}>" for tag in RESERVED for slash in ("", "/")]
-        + ["[", "]", "{", "}", '"query"', ":", '"', ",", "9" * 50, "\\ud800", "True", "NaN", "1e999"]
+        + [
+            "[",
+            "]",
+            "{",
+            "}",
+            '"query"',
+            ":",
+            '"',
+            ",",
+            "9" * 50,
+            "\\ud800",
+            "True",
+            "NaN",
+            "1e999",
+        ]
     )
     | st.text(max_size=4),
     max_size=40,

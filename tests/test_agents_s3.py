@@ -227,7 +227,9 @@ def test_long_passages_are_cut_and_nothing_else(tiny_tokenizer: Tokenizer) -> No
     prompt, observation = episode.segments[0], episode.segments[2]
     assert 150 < len(prompt.token_ids) <= 200
     assert 100 < len(observation.token_ids) <= 150
-    assert prompt.text.startswith(f"<question>{QUESTION.text}</question>\n<information>Doc 1 (Title")
+    assert prompt.text.startswith(
+        f"<question>{QUESTION.text}</question>\n<information>Doc 1 (Title"
+    )
     assert prompt.text.endswith("word</information>\n")
     assert "text 1" in prompt.text
     assert "text 3" in prompt.text
@@ -276,6 +278,16 @@ def test_a_full_context_ends_the_episode_on_the_models_own_words(
     assert episode.turns[-1].hits == ()
     blocks = [s for s in episode.segments if s.origin == "environment"]
     assert not any("<information></information>" in block.text for block in blocks)
+
+
+def test_results_of_which_none_fits_truncate_instead_of_looking_like_none(
+    tiny_tokenizer: Tokenizer,
+) -> None:
+    model = ScriptedModel(tiny_tokenizer, [query("more")])
+    episode = play(model, ListRetriever(passages(9)), max_observation_tokens=12)
+    assert episode.end is EndReason.TRUNCATED
+    assert episode.turns[0].hits == ()
+    assert len(episode.segments) == 2
 
 
 @pytest.mark.parametrize("fail_from", [0, 1, 2])
@@ -358,7 +370,9 @@ SNIPPETS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     outputs=st.lists(SNIPPETS, min_size=1, max_size=6),
     max_turns=st.integers(0, 4),

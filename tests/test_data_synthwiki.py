@@ -39,6 +39,11 @@ def test_names_of_neighbouring_worlds_are_disjoint() -> None:
     assert len(set(every)) == len(every)
 
 
+@pytest.mark.parametrize("index", [3, 20_000])
+def test_no_two_of_all_worlds_share_a_name(index: int) -> None:
+    assert len({name(seed, index) for seed in range(MAX_SEED + 1)}) == MAX_SEED + 1
+
+
 @given(SEEDS, INDICES)
 def test_a_family_shares_first_word_and_first_syllable_of_the_last(seed: int, index: int) -> None:
     start = index // FAMILY * FAMILY
@@ -165,7 +170,9 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
 
 
-@pytest.mark.parametrize(("seed", "size"), [(0, 99), (0, 0), (0, -5), (-1, 100), (MAX_SEED + 1, 100)])
+@pytest.mark.parametrize(
+    ("seed", "size"), [(0, 99), (0, 0), (0, -5), (-1, 100), (MAX_SEED + 1, 100)]
+)
 def test_impossible_worlds_are_refused(seed: int, size: int) -> None:
     with pytest.raises(InputError, match=r"^(seed|size) -?\d+: [^\n]+$"):
         World(seed, size)

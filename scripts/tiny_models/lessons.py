@@ -36,6 +36,20 @@ _READ_WEIGHT = 0.05
 Search = Callable[[World, str, int], list[Hit]]
 
 
+def copying(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example]:
+    """A list of names, then the same names again, in the same order or another."""
+    draw = random.Random(seed)
+    while True:
+        world = World(draw.choice(SEEDS), _WORLD_SIZE)
+        names = [entity.name for entity in _neighbourhood(world, draw, count=8)]
+        builder = _Builder(tokenizer)
+        builder.read("\n".join(names) + "\n", 0.0)
+        if draw.random() < 0.5:
+            draw.shuffle(names)
+        builder.said("\n".join(names))
+        yield builder.example()
+
+
 def reading(tokenizer: PreTrainedTokenizerBase, seed: int, weight: float) -> Iterator[Example]:
     """Three passages, then six to nine one-hop questions about them.
 

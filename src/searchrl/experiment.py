@@ -2,16 +2,18 @@
 
 Every command builds its parts here, so training, evaluation and ``ask`` cannot differ in how they
 read a recipe. What has to be made (a generated world, an index) is made once, under the
-experiment's directory, and reused when it is there.
+experiment's directory, and reused when it is there; what was made from another corpus or with other
+settings is refused, never reused.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from searchrl.agents.agent import Agent
 from searchrl.agents.context import DirectAgent, OracleAgent, RagAgent
@@ -19,8 +21,11 @@ from searchrl.agents.generator import Generator
 from searchrl.agents.s3 import S3Agent
 from searchrl.data.passages import Passage, read_corpus
 from searchrl.data.questions import Question, read_questions
+from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
-from searchrl.recipe import FileData, Recipe
+from searchrl.errors import InputError, IntegrityError
+from searchrl.recipe import Recipe, RetrieverOptions, SynthWikiData
+from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.index import build_index, open_index
 from searchrl.retrieval.protocol import Retriever
 from searchrl.rewards.context_recall import ContextRecall
@@ -122,28 +127,77 @@ class Experiment:
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test
-        home = self.directory / "data" / name
-        limit: int | None
-        if isinstance(data, FileData):
-            corpus, questions, index, limit = data.corpus, data.questions, data.index, data.limit
-        else:
-            corpus, questions, index, limit = (
-                home / "corpus.jsonl",
-                home / "questions.jsonl",
-                None,
-                None,
-            )
-            if not (home / "about.json").is_file():
-                hops = data.hops or DEFAULT_HOPS
-                write_synthwiki(home, data.size, data.seed, data.questions, hops)
-        loaded = tuple(read_questions(questions, limit))
-        return Split(loaded, corpus, self._retriever(corpus, index or home / "index"))
+        home, options = self.directory / "data" / name, self.recipe.retriever
+        if isinstance(data, SynthWikiData):
+            return _synthwiki_split(data, home, options)
+        questions = tuple(read_questions(data.questions, data.limit))
+        if data.index is None:
+            return Split(questions, data.corpus, _own_index(data.corpus, home, options))
+        return Split(questions, data.corpus, _given_index(data.index, options))
 
-    def _retriever(self, corpus: Path, index: Path) -> Retriever:
-        if index.is_dir():
-            return open_index(index)
-        options = self.recipe.retriever
-        return build_index(read_corpus(corpus), index, options.kind, k1=options.k1, b=options.b)
+
+def _synthwiki_split(data: SynthWikiData, home: Path, options: RetrieverOptions) -> Split:
+    """A world in ``home``, generated unless it is there whole; ``about.json`` is written last."""
+    hops = data.hops or DEFAULT_HOPS
+    if (home / "about.json").is_file():
+        wanted = {"seed": data.seed, "size": data.size, "questions": data.questions}
+        _refuse_other(home / "about.json", wanted | {"hops": {str(n): hops[n] for n in hops}})
+    else:
+        write_synthwiki(home, data.size, data.seed, data.questions, hops)
+    corpus = home / "corpus.jsonl"
+    questions = tuple(read_questions(home / "questions.jsonl"))
+    if len(questions) != data.questions:
+        raise IntegrityError(
+            f"{home / 'questions.jsonl'}: {len(questions)} questions are left of "
+            f"{data.questions}; delete {home} or choose another --out"
+        )
+    return Split(questions, corpus, _own_index(corpus, home, options))
+
+
+def _own_index(corpus: Path, home: Path, options: RetrieverOptions) -> Retriever:
+    """The index in ``home``, built where there is none; ``index.json`` says from what."""
+    index, source = home / "index", home / "index.json"
+    if not corpus.is_file():
+        raise InputError(f"{corpus}: no such file")
+    made_from = {"corpus_sha256": sha256(corpus), **options.model_dump()}
+    if index.is_dir() and source.is_file():
+        _refuse_other(source, made_from)
+        return open_index(index)
+    write_json(source, made_from)
+    return build_index(read_corpus(corpus), index, options.kind, k1=options.k1, b=options.b)
+
+
+def _given_index(index: Path, options: RetrieverOptions) -> Retriever:
+    """An index of the user's own, which has to be of the recipe's settings."""
+    retriever: Bm25Retriever = open_index(index)
+    for name in ("k1", "b"):
+        found, wanted = retriever.settings[name], getattr(options, name)
+        if found != wanted:
+            raise InputError(
+                f"{index}: was built with {name} = {found}, and retriever.{name} is {wanted}; "
+                "set the recipe to the index or build it again"
+            )
+    return retriever
+
+
+def _refuse_other(record: Path, wanted: Mapping[str, Any]) -> None:
+    """See that what ``record`` describes was made with the values a recipe wants.
+
+    Raises:
+        InputError: it was not, or the record cannot be read.
+    """
+    try:
+        found = dict(json.loads(record.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(
+            f"{record}: damaged; delete {record.parent} or choose another --out"
+        ) from error
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise InputError(
+                f"{record}: {key} is {found.get(key)} there and {value} in the recipe; "
+                f"delete {record.parent} or choose another --out"
+            )
 
 
 def load_options(model: str, device: str, dtype: str) -> LocalModel:

@@ -164,10 +164,11 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     values = _read(path)
     for override in overrides:
         _apply(values, override)
+    _refuse_unknown(path, values)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error.errors()[0])}") from error
+        raise InputError(f"{path}: {_explain(error.errors())}") from error
 
 
 def recipe_path(source: str) -> Path:
@@ -205,23 +206,55 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = text
     *parents, last = key.strip().split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             raise InputError(f"--set {override}: {parent} is a value, not a section")
     values[last] = value
 
 
-def _explain(error: ErrorDetails) -> str:
-    """One line a user can act on, from pydantic's first complaint."""
-    place = [str(part) for part in error["loc"] if part not in ("synthwiki", "files")]
-    key = ".".join(place)
-    if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, list(_keys(Recipe)), n=1, cutoff=0.5)
-        return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
-    if error["type"] == "missing":
-        return f"{key} is missing"
+def _explain(errors: Sequence[ErrorDetails]) -> str:
+    """One line a user can act on, from pydantic's complaints."""
+    # A key that is there and wrong explains more than one that is missing.
+    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    key = ".".join(str(part) for part in error["loc"] if part not in ("synthwiki", "files"))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{key} does not go with this section's kind"
+        case "missing":
+            return f"{key} is missing"
+        case "union_tag_not_found":
+            return f"{key}.kind is missing"
+        case "union_tag_invalid":
+            tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+            return f"{key}.kind: {tag!r} is none of {expected}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
+
+
+def _refuse_unknown(path: Path, values: dict[str, Any], prefix: str = "") -> None:
+    """Find keys that no recipe has, ahead of anything that is missing for want of them."""
+    known = dict.fromkeys(_keys(Recipe))
+    for name, value in values.items():
+        key = prefix + name
+        if key not in known:
+            nearest = _nearest(key, list(known))
+            hint = f"; did you mean {nearest}?" if nearest else ""
+            raise InputError(f"{path}: unknown key {key}{hint}")
+        if isinstance(value, dict) and any(other.startswith(f"{key}.") for other in known):
+            _refuse_unknown(path, value, f"{key}.")
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """The key that was meant: a like name in the section, that name in another, or a like key."""
+    section, _, name = key.rpartition(".")
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
+    if close := difflib.get_close_matches(name, siblings, n=1):
+        return f"{section}.{close[0]}" if section else close[0]
+    namesakes = [other for other in known if other.rpartition(".")[2] == name]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return next(iter(namesakes + close), None)
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from searchrl.errors import InputError
+
 Recipe = Annotated[str, typer.Argument(help="A recipe: a TOML file, or the name of a shipped one.")]
 Overrides = Annotated[
     list[str] | None,
@@ -17,3 +19,17 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Torch threads; as many as free cores when left out.")
 ]
 Out = Annotated[Path, typer.Option(help="The directory to write to.")]
+
+
+def split_names(text: str, option: str) -> tuple[str, ...]:
+    """The names of a comma-separated option.
+
+    Raises:
+        InputError: there is none, or one comes twice.
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise InputError(f"{option}: name at least one, as --help shows")
+    if len(set(names)) < len(names):
+        raise InputError(f"{option} {text}: each name once")
+    return names

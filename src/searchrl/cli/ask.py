@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from searchrl.agents.episode import Episode, Turn
+    from searchrl.retrieval.protocol import Retriever
 
 
 def command(
@@ -39,7 +39,7 @@ def command(
     from searchrl.agents.s3 import S3Agent
     from searchrl.cli.threads import set_threads
     from searchrl.data.questions import Question
-    from searchrl.errors import InputError
+    from searchrl.errors import InfrastructureError, InputError
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.retrieval.index import open_index
@@ -49,11 +49,15 @@ def command(
         raise InputError(f"--split {split}: expected train or test")
     if not question.strip():
         raise InputError("the question is empty")
+    if not (run / "config.json").is_file():
+        raise InputError(f"{run}: not a run directory (no config.json)")
+    experiment = Experiment(load_recipe(str(run / "config.json")), run)
     trained = searcher_path(run)
     set_threads(threads)
-    experiment = Experiment(load_recipe(str(run / "config.json")), run)
-    chosen = experiment.train if split == "train" else experiment.test
-    retriever = chosen.retriever if index is None else open_index(index)
+    if index is not None:
+        retriever: Retriever = open_index(index)
+    else:
+        retriever = (experiment.train if split == "train" else experiment.test).retriever
     agent = S3Agent(experiment.searcher(str(trained)), retriever, experiment.recipe.agent)
 
     async def attempt() -> Episode:
@@ -67,32 +71,51 @@ def command(
     if as_json:
         typer.echo(json.dumps(episode.to_row()))
     else:
-        _show(episode, Console())
+        _show(episode, Console(highlight=False))
+    if episode.error is not None:
+        raise InfrastructureError(episode.error)
 
 
 def _show(episode: Episode, console: Console) -> None:
-    from rich.markup import escape
+    """The episode turn by turn. Every foreign text is a ``Text``, so none of it is markup."""
+    from rich.text import Text
 
-    from searchrl.reporting.text import clean
-
-    def safe(text: str) -> str:
-        return escape(clean(text))
-
-    console.print(f"[bold]{safe(episode.question.text)}[/bold]")
+    console.print(Text(_line(episode.question.text), "bold"))
     for number, turn in enumerate(episode.retrievals()):
         label = "first search" if number == 0 else f"search {number}"
-        console.print(f"\n[cyan]{label}[/cyan]  {safe(turn.action.query)}")
-        _show_hits(turn, console, safe)
-    console.print(f"\n[cyan]handed to the generator[/cyan]  {len(episode.context)} passages")
-    for hit in episode.context:
-        console.print(f"  {safe(hit.passage.title)}")
-    console.print(f"\n[bold green]{safe(episode.answer or '')}[/bold green]  ({episode.end.value})")
-    if episode.error is not None:
-        console.print(f"[red]{safe(episode.error)}[/red]")
+        console.print()
+        console.print(Text.assemble((label, "cyan"), "  ", _line(turn.action.query)))
+        _show_hits(turn, console)
+    console.print()
+    console.print(Text.assemble(("handed to the generator", "cyan"), f"  {_context(episode)}"))
+    for number, hit in enumerate(episode.context, start=1):
+        console.print(Text(f"    {number}. {_line(hit.passage.title)}"))
+    console.print()
+    ended = f"  (search ended: {episode.end.value.replace('_', ' ')})"
+    answer = _line(episode.answer or "") or "no answer"
+    console.print(Text.assemble((answer, "bold green"), (ended, "dim")))
 
 
-def _show_hits(turn: Turn, console: Console, safe: Callable[[str], str]) -> None:
+def _show_hits(turn: Turn, console: Console) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if not turn.hits:
+        console.print(Text("    nothing found"))
     for position, hit in enumerate(turn.hits):
-        mark = "[green]✓[/green]" if position in (turn.selected or ()) else " "
-        console.print(f"  {mark} {position + 1}. {safe(hit.passage.title)}")
-        console.print(f"       [dim]{safe(hit.passage.text)}[/dim]")
+        mark = ("✓", "green") if position in (turn.selected or ()) else (" ", "")
+        title = f" {position + 1}. {_line(hit.passage.title)}"
+        console.print(Text.assemble("  ", mark, title))
+        console.print(Padding(Text(_line(hit.passage.text), "dim"), (0, 0, 0, 7)))
+
+
+def _context(episode: Episode) -> str:
+    count = len(episode.context)
+    return f"{count} passage" if count == 1 else f"{count} passages"
+
+
+def _line(text: str) -> str:
+    """Untrusted text on one line, without what could act on a terminal."""
+    from searchrl.reporting.text import clean
+
+    return " ".join(clean(text).split())

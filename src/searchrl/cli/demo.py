@@ -32,11 +32,12 @@ def command(
 
     Example: searchrl demo --out runs/demo --seed 0
     """
-    from rich.console import Console
-
+    from searchrl.cli.results import show_results
     from searchrl.cli.threads import set_threads
     from searchrl.data.storage import write_json
-    from searchrl.evaluation.table import to_json, to_rich_table
+    from searchrl.errors import InputError
+    from searchrl.evaluation.comparison import check_evaluation
+    from searchrl.evaluation.table import to_json
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.reporting.run_report import write_run_report
@@ -44,6 +45,9 @@ def command(
     train_world, test_world = 2 * (seed % _WORLDS), 2 * (seed % _WORLDS) + 1
     worlds = (f"data.train.seed={train_world}", f"data.test.seed={test_world}")
     loaded = load_recipe(recipe, (f"seed={seed}", *worlds, *(overrides or ())))
+    check_evaluation(loaded)
+    if (out / "config.json").exists():
+        raise InputError(f"{out}: holds a run already; remove it or choose another --out")
     set_threads(threads)
     seconds: dict[str, float] = {}
     experiment = Experiment(loaded, out)
@@ -54,7 +58,7 @@ def command(
     rounded = {name: round(value, 1) for name, value in seconds.items()}
     write_json(out / "summary.json", summary | {"training_episodes": episodes, "seconds": rounded})
     report = write_run_report(out)
-    Console().print(to_rich_table(summaries))
+    show_results(summaries)
     typer.echo(f"{episodes:,} training episodes, {seconds['total']:.0f} s in all")
     typer.echo(f"report: {report}")
 
@@ -91,7 +95,7 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
                 experiment.s3(experiment.searcher(str(trained)), split),
                 experiment.method("oracle", split),
             ]
-            return compare(experiment, methods, out, progress)
+            return compare(experiment, methods, out, progress, str(trained))
 
 
 def _precompute(experiment: Experiment) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads
+from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads, split_names
 
 
 def command(
@@ -29,30 +29,30 @@ def command(
 
     Example: searchrl evaluate tiny-grpo --methods rag,s3 --searcher runs/first --out results
     """
-    from rich.console import Console
-
     from searchrl.cli.progress import progress
+    from searchrl.cli.results import show_results
     from searchrl.cli.threads import set_threads
-    from searchrl.evaluation.comparison import compare
-    from searchrl.evaluation.table import to_json, to_rich_table
+    from searchrl.evaluation.comparison import check_evaluation, compare
+    from searchrl.evaluation.table import to_json
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.training.checkpoint import searcher_path
 
     changes = list(overrides or ())
     if methods is not None:
-        changes.append(f"evaluation.methods={json.dumps(methods.split(','))}")
+        changes.append(f"evaluation.methods={json.dumps(split_names(methods, '--methods'))}")
     if n is not None:
         changes.append(f"evaluation.questions={n}")
     loaded = load_recipe(recipe, changes)
+    check_evaluation(loaded)
     set_threads(threads)
     trained = None if searcher is None else str(searcher_path(searcher))
     experiment = Experiment(loaded, out)
     agents = [
         experiment.method(name, experiment.test, trained) for name in loaded.evaluation.methods
     ]
-    summaries = compare(experiment, agents, out, progress)
+    summaries = compare(experiment, agents, out, progress, trained)
     if as_json:
         typer.echo(json.dumps(to_json(summaries)))
     else:
-        Console().print(to_rich_table(summaries))
+        show_results(summaries)

@@ -26,12 +26,11 @@ def build(
 
     Example: searchrl index build --kind bm25 --corpus corpus.jsonl --out indexes/wiki
     """
-    from rich.console import Console
-
+    from searchrl.cli.progress import working
     from searchrl.data.passages import read_corpus
     from searchrl.retrieval.index import build_index
 
-    with Console(stderr=True).status(f"Indexing {corpus} ..."):
+    with working(f"indexing {corpus}"):
         retriever = build_index(read_corpus(corpus), out, kind=kind, k1=k1, b=b)
     if as_json:
         typer.echo(json.dumps({"path": str(out), "kind": kind, "passages": len(retriever)}))

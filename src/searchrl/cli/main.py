@@ -1,11 +1,13 @@
 """The ``searchrl`` command: registers the subcommands and turns errors into one line.
 
-Subcommand modules import nothing heavy at module level, so ``--help`` is quick.
+Subcommand modules import nothing heavy at module level, so ``--help`` is quick. Output is plain
+text wherever it goes; only progress and tables look different on a terminal.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -23,7 +25,10 @@ from searchrl.cli import (
     synthwiki,
     train,
 )
-from searchrl.errors import SearchRLError
+from searchrl.errors import InputError, SearchRLError
+
+_CANCELLED = 130
+"""What typer answers when Ctrl-C ends a command."""
 
 app = typer.Typer(
     name="searchrl",
@@ -31,6 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 app.add_typer(index.app)
 for name, command in (
@@ -64,12 +70,35 @@ def options(
 
 
 def run() -> None:
-    """Entry point of the ``searchrl`` script."""
+    """Entry point of the ``searchrl`` script; errors of the user's become one line on stderr."""
     try:
-        app()
+        code = app(prog_name="searchrl", standalone_mode=False)
     except SearchRLError as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        _refuse_usage(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", InputError.exit_code)
+    if code == _CANCELLED:
         typer.echo("cancelled", err=True)
-        sys.exit(130)
+    sys.exit(code)
+
+
+def _refuse_usage(error: typer.TyperException) -> NoReturn:
+    """One line for a wrong command line; the help itself where a command is left out."""
+    message = error.format_message()
+    if "\n" in message:
+        typer.echo(message, err=True)
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    place = "searchrl" if context is None else context.command_path
+    _fail(f"{message.rstrip('.')}; see {place} --help", error.exit_code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from searchrl.reporting.text import clean
+
+    typer.echo(f"error: {' '.join(clean(message).split())}", err=True)
+    sys.exit(code)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_SECONDS_BETWEEN_LINES = 5.0
+import typer
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[[int, str], None]
 """Told how many are done and a note on the latest."""
@@ -21,6 +23,19 @@ def progress(label: str, total: int) -> Iterator[Advance]:
             yield advance
     else:
         yield _lines(label, total)
+
+
+@contextmanager
+def working(label: str) -> Iterator[None]:
+    """Show on a terminal that something without countable units is going on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(label)):
+        yield
 
 
 @contextmanager
@@ -49,6 +64,6 @@ def _lines(label: str, total: int) -> Advance:
         if done >= total or now - last >= _SECONDS_BETWEEN_LINES:
             last = now
             text = f"{label}: {done}/{total} in {now - started:.0f} s  {note}".rstrip()
-            print(text, file=sys.stderr, flush=True)  # noqa: T201
+            typer.echo(text, err=True)
 
     return advance

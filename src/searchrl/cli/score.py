@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from searchrl.cli.arguments import AsJson
+from searchrl.cli.arguments import AsJson, split_names
 
 
 def command(
@@ -28,7 +28,7 @@ def command(
     from searchrl.data.questions import read_questions
     from searchrl.rewards.scoring import read_predictions, score_predictions
 
-    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    names = split_names(metrics, "--metrics")
     table = score_predictions(read_predictions(predictions), read_questions(gold), names)
     if rows:
         for row in table.rows:

@@ -26,6 +26,7 @@ def command(
     """
     from searchrl.cli.progress import progress
     from searchrl.cli.threads import set_threads
+    from searchrl.errors import InputError
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.training.run_directory import RunDirectory
@@ -33,10 +34,15 @@ def command(
 
     loaded = load_recipe(recipe, overrides or ())
     set_threads(threads)
+    experiment, directory = Experiment(loaded, out), RunDirectory(out)
+    if not resume and directory.config.is_file():
+        raise InputError(f"{out}: holds a run already; add --resume or choose another --out")
+    # Opened before OUT becomes a run, so that unusable data leaves no run behind.
+    _ = experiment.train
     with progress("training", loaded.run.steps) as advance:
         final = train(
-            Experiment(loaded, out),
-            RunDirectory(out),
+            experiment,
+            directory,
             resume,
             lambda step, metrics: advance(step, training_note(metrics)),
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from searchrl.data.jsonl import read_jsonl
 from searchrl.errors import InputError
+from searchrl.recipe import Recipe, load_recipe
 from searchrl.reporting.html import EPISODES_SHOWN, write_report
 from searchrl.reporting.metrics_log import read_metrics
 
@@ -22,30 +23,39 @@ def write_run_report(run: Path) -> Path:
     config_file, results, metrics = run / "config.json", run / "results.json", run / "metrics.jsonl"
     if not config_file.is_file():
         raise InputError(f"{run}: not a run directory (no config.json)")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    recipe = load_recipe(str(config_file))
     report = run / "report.html"
     write_report(
         report,
-        title=config["name"],
-        facts=_facts(config, run),
+        title=recipe.name,
+        facts=_facts(recipe, run),
         metrics=read_metrics(metrics) if metrics.is_file() else [],
-        summary=json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None,
+        summary=_read_results(results) if results.is_file() else None,
         episodes=_episodes(run),
     )
     return report
 
 
-def _facts(config: dict[str, Any], run: Path) -> dict[str, str]:
-    rollout, training = config["rollout"], config["run"]
-    episodes = training["steps"] * rollout["questions_per_step"] * rollout["group_size"]
-    status = run / "STATUS"
+def _read_results(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); evaluate again") from error
+    if not isinstance(results, dict):
+        raise InputError(f"{path}: not the results of an evaluation; evaluate again")
+    return results
+
+
+def _facts(recipe: Recipe, run: Path) -> dict[str, str]:
+    rollout, status = recipe.rollout, run / "STATUS"
+    episodes = recipe.run.steps * rollout.questions_per_step * rollout.group_size
     return {
-        "Searcher": config["searcher"]["model"],
-        "Generator": config["generator"]["model"],
-        "Algorithm": config["learning"]["algorithm"].upper(),
-        "Reward": config["reward"]["kind"].replace("_", " "),
+        "Searcher": recipe.searcher.model,
+        "Generator": recipe.generator.model,
+        "Algorithm": recipe.learning.algorithm.upper(),
+        "Reward": recipe.reward.kind.replace("_", " "),
         "Training episodes": f"{episodes:,}",
-        "Seed": str(config["seed"]),
+        "Seed": str(recipe.seed),
         "Status": status.read_text(encoding="utf-8").strip() if status.is_file() else "unknown",
     }
 
@@ -54,8 +64,9 @@ def _episodes(run: Path) -> list[dict[str, Any]]:
     """Evaluated s3 episodes where there are some, else those of the last training step."""
     evaluated = run / "episodes.jsonl"
     if evaluated.is_file():
-        rows = (row for _, row in read_jsonl(evaluated) if row["method"] == "s3")
-        return list(islice(rows, EPISODES_SHOWN))
+        rows = (row for _, row in read_jsonl(evaluated) if row.get("method") == "s3")
+        if shown := list(islice(rows, EPISODES_SHOWN)):
+            return shown
     files = sorted((run / "episodes").glob("step_*.jsonl"))
     if not files:
         return []

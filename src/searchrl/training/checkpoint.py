@@ -34,7 +34,11 @@ _STEP = re.compile(r"step_(\d{6,})")
 def save_checkpoint(
     folder: Path, step: int, learner: Learner, tokenizer: PreTrainedTokenizerBase, keep: int
 ) -> None:
-    """Write ``step_N`` after ``step`` finished steps and remove all but the last ``keep``."""
+    """Write ``step_N`` after ``step`` finished steps, then remove what is not needed any more.
+
+    Stay: the last ``keep`` checkpoints up to this one. Go: earlier ones; later ones, which are of a
+    future that a resumed run makes again; and what a killed writer left half done.
+    """
     with atomic_directory(folder / f"step_{step:06d}", {"kind": "checkpoint", "step": step}) as out:
         learner.searcher.save_pretrained(out / "searcher")
         tokenizer.save_pretrained(out / "searcher")
@@ -42,8 +46,14 @@ def save_checkpoint(
         if learner.critic is not None and learner.critic_optimizer is not None:
             save_file(learner.critic.state_dict(), out / "critic.safetensors")
             _save_optimizer(out / "critic_optimizer.safetensors", learner.critic_optimizer)
-    for _, path in sorted(_checkpoints(folder))[:-keep]:
+    found = sorted(_checkpoints(folder))
+    kept = [number for number, _ in found if number <= step][-keep:]
+    stale = [path for number, path in found if number not in kept]
+    for path in folder.glob(".*.tmp"):
         shutil.rmtree(path)
+    for path in stale:
+        # Under another name first: what is called step_N is whole, even after a kill in here.
+        shutil.rmtree(path.rename(folder / f".{path.name}.tmp"))
 
 
 def save_final(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> Path:
@@ -76,8 +86,13 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
 
 
 def load_checkpoint(path: Path, learner: Learner) -> None:
-    """Put a checkpoint's weights and optimizer states into a learner of the same recipe."""
-    _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied=True)
+    """Put a checkpoint's weights and optimizer states into a learner of the same recipe.
+
+    Raises:
+        InputError: the checkpoint is of another model.
+    """
+    tied = bool(learner.searcher.config.tie_word_embeddings)
+    _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
     _load_optimizer(path / "optimizer.safetensors", learner.optimizer)
     if learner.critic is not None and learner.critic_optimizer is not None:
         _load_weights(learner.critic, path / "critic.safetensors", tied=False)
@@ -108,7 +123,11 @@ def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:
 
 
 def _load_weights(module: torch.nn.Module, path: Path, tied: bool) -> None:
-    missing, unexpected = module.load_state_dict(load_file(path), strict=False)
+    try:
+        missing, unexpected = module.load_state_dict(load_file(path), strict=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path}: does not fit this recipe's model ({reason})") from error
     # A tied head is stored once, under the embedding's name.
     missing = [name for name in missing if not (tied and name == "lm_head.weight")]
     if missing or unexpected:

@@ -56,8 +56,8 @@ def kl_estimates(
     """Estimates of KL(policy || reference) from sampled tokens (Schulman, "Approximating KL").
 
     ``k1`` is unbiased and may be negative, ``k2`` is half its square, ``k3`` is unbiased and never
-    negative. ``k3``'s exponent is clamped at 10, so that no token overflows; the originals clamp the
-    estimate after ``exp``, when it may be infinite already.
+    negative. ``k3``'s exponent is clamped at 10, so that no token overflows; the originals clamp
+    the estimate after ``exp``, when it may be infinite already.
     """
     difference_A = logprobs_A - reference_A
     if estimator == "k1":

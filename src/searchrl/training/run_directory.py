@@ -7,20 +7,22 @@ cancelled. A run directory has one writer at a time; a second process is refused
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from searchrl.agents.episode import Episode
 from searchrl.data.jsonl import write_jsonl
+from searchrl.data.questions import Question
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
-from searchrl.recipe import Recipe
+from searchrl.recipe import Recipe, load_recipe
 
 Status = Literal["started", "success", "error", "cancelled"]
 _PACKAGES = ("searchrl", "torch", "transformers", "bm25s", "numpy")
@@ -36,6 +38,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.report = path / "report.html"
         self.config = path / "config.json"
+        self.data = path / "data.json"
 
     @contextmanager
     def open(self, recipe: Recipe, resume: bool) -> Iterator[None]:
@@ -45,7 +48,6 @@ class RunDirectory:
             InputError: the directory holds another run, or this one without ``resume``, or a
                 resumed run whose recipe differs in more than its length, or another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self._check(recipe, resume)
             write_json(self.config, recipe.model_dump(mode="json"))
@@ -76,18 +78,43 @@ class RunDirectory:
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()
 
+    def pin_questions(self, questions: Sequence[Question]) -> None:
+        """Note what is trained on; a resumed run has to train on the same, in the same order.
+
+        Raises:
+            InputError: the run was begun with other questions.
+        """
+        text = json.dumps([question.to_row() for question in questions])
+        facts = {
+            "training_questions": len(questions),
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        if not self.data.is_file():
+            write_json(self.data, facts)
+        elif self.data.read_bytes() != (json.dumps(facts, indent=2) + "\n").encode():
+            raise InputError(
+                f"{self.data}: this run was begun with other training questions than the "
+                f"{len(questions)} there are now; bring them back or choose another --out"
+            )
+
     def _check(self, recipe: Recipe, resume: bool) -> None:
         if not self.config.is_file():
+            if self.metrics.exists() or self.checkpoints.exists():
+                raise InputError(
+                    f"{self.path}: holds a run without its config.json; choose another --out"
+                )
             return
         if not resume:
             raise InputError(
                 f"{self.path}: holds a run already; add --resume or choose another --out"
             )
-        before = json.loads(self.config.read_text(encoding="utf-8"))
-        after = recipe.model_dump(mode="json")
-        for values in (before, after):
-            values.get("run", {}).pop("steps", None)
-        changed = [key for key in after if after[key] != before.get(key)]
+        before = _leaves(load_recipe(str(self.config)).model_dump(mode="json"))
+        after = _leaves(recipe.model_dump(mode="json"))
+        changed = [
+            f"{key} ({before.get(key)} there, {after.get(key)} now)"
+            for key in sorted(before.keys() | after.keys())
+            if key != "run.steps" and before.get(key) != after.get(key)
+        ]
         if changed:
             raise InputError(
                 f"{self.config}: differs from the recipe in {', '.join(changed)}; "
@@ -96,12 +123,30 @@ class RunDirectory:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self.path / ".lock").open("w") as handle:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
+            ) from error
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(f"{self.path}: another process is writing this run") from error
             yield
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
 
 
 def _environment() -> dict[str, str | int | None]:

@@ -79,6 +79,7 @@ class _Trainer:
         """All steps from the last checkpoint on."""
         recipe, tokenizer = self._recipe, self._searcher.tokenizer
         questions = await self._questions()
+        self._run.pin_questions(questions)
         agent = self._experiment.s3(self._searcher, self._experiment.train)
         reward = self._experiment.reward()
         log = MetricsLog(self._run.metrics)
@@ -110,6 +111,11 @@ class _Trainer:
         step = 0
         if found is not None:
             step, path = found
+            if step > self._recipe.run.steps:
+                raise InputError(
+                    f"{path}: the run has done {step} steps already; "
+                    f"set run.steps to {step} or more, not {self._recipe.run.steps}"
+                )
             load_checkpoint(path, self._learner)
         log.truncate_after(step)
         self._run.drop_episodes_after(step)

@@ -1,0 +1,246 @@
+"""Recipes: what is accepted, and the one line each mistake earns."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchrl.errors import InputError
+from searchrl.recipe import SHIPPED, Recipe, _keys, load_recipe, recipe_path
+
+SHIPPED_NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+MINIMAL = """
+name = "small"
+[data.train]
+kind = "synthwiki"
+seed = 0
+[data.test]
+kind = "files"
+corpus = "corpus.jsonl"
+questions = "questions.jsonl"
+[searcher]
+model = "tiny-searcher"
+[generator]
+model = "tiny-generator"
+"""
+
+
+def write(directory: Path, text: str = MINIMAL, name: str = "recipe.toml") -> str:
+    path = directory / name
+    path.write_text(text)
+    return str(path)
+
+
+def complaint(source: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_recipe(source, overrides)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
+def test_every_shipped_recipe_parses_under_its_own_name(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_there_are_shipped_recipes() -> None:
+    assert {"tiny-grpo", "tiny-ppo"} <= set(SHIPPED_NAMES)
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("data.train.hops={2=0.5,3=0.5}", "judge.model=x", "reward.cache=a/b.jsonl")],
+)
+def test_the_saved_form_is_an_equal_recipe(
+    name: str, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    recipe = load_recipe(name, overrides)
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps(recipe.model_dump(mode="json")))
+    again = load_recipe(str(saved))
+    assert again == recipe
+    assert again.model_dump(mode="json") == recipe.model_dump(mode="json")
+
+
+def test_a_saved_form_takes_overrides_in_sections_it_leaves_empty(tmp_path: Path) -> None:
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps(load_recipe("tiny-ppo").model_dump(mode="json")))
+    judge = load_recipe(str(saved), ["judge.model=some-judge"]).judge
+    assert judge is not None
+    assert judge.model == "some-judge"
+
+
+def test_defaults_file_and_overrides_come_in_this_order(tmp_path: Path) -> None:
+    source = write(tmp_path, MINIMAL + "[run]\nsteps = 5\n")
+    assert load_recipe(source).run.steps == 5
+    assert load_recipe(source).run.save_every == 10
+    assert load_recipe(source, ["run.steps=7", "run.steps=9"]).run.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("run.steps=3", lambda r: r.run.steps == 3),
+        (" run.steps = 3", lambda r: r.run.steps == 3),
+        ("learning.learning_rate=2e-4", lambda r: r.learning.learning_rate == 2e-4),
+        ("reward.drop_solved=false", lambda r: r.reward.drop_solved is False),
+        ("searcher.model=some/model", lambda r: r.searcher.model == "some/model"),
+        ('searcher.model="a=b"', lambda r: r.searcher.model == "a=b"),
+        ("searcher.model=a=b", lambda r: r.searcher.model == "a=b"),
+        ('evaluation.methods=["rag"]', lambda r: r.evaluation.methods == ("rag",)),
+        ("data.train.hops={1=1.0}", lambda r: r.data.train.hops == {1: 1.0}),
+        ("data.test.limit=4", lambda r: r.data.test.limit == 4),
+        ("judge.model=m", lambda r: r.judge.model == "m"),
+    ],
+)
+def test_override_forms(override: str, found: Any, tmp_path: Path) -> None:
+    assert found(load_recipe(write(tmp_path), [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("run.steps", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("name.x=3", "name is a value, not a section"),
+        ("run.steps.x=3", "run.steps"),
+        ("run.steps=0", "run.steps: .*greater than 0"),
+        ("run.steps=many", "run.steps: .*integer"),
+        ("learning.algorithm=trpo", "learning.algorithm: .*'ppo' or 'grpo'"),
+        ("rollout.max_failed=1", "rollout.max_failed: .*less than 1"),
+        ("evaluation.methods=['s4']", "evaluation.methods.0: .*'direct'"),
+        ("data.train.kind=wiki", "data.train.kind: 'wiki' is none of 'synthwiki', 'files'"),
+        ("data.train.seed=10000", "data.train.seed: .*9999"),
+        ("data.train.corpus=x", "data.train.corpus does not go with"),
+        ("data.test.size=9", "data.test.size does not go with"),
+        ("data.train.hops={x=1}", "data.train.hops"),
+        ("rollout.temperature=0", "rollout.temperature: .*greater than 0"),
+        ("learning.group_size=4", "unknown key learning.group_size.*rollout.group_size"),
+        ("learning.temperature=1", "unknown key learning.temperature.*rollout.temperature"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    override: str, said: str, tmp_path: Path
+) -> None:
+    assert re.search(said, complaint(write(tmp_path), override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["learning.algorithm=grpo"], ("learning.algorithm", "rollout.group_size")),
+        (
+            ["learning.algorithm=grpo", "rollout.group_size=4", "learning.kl_coefficient=0.1"],
+            ("algorithm", "kl_placement"),
+        ),
+    ],
+)
+def test_impossible_combinations_name_both_keys(
+    overrides: list[str], said: tuple[str, ...], tmp_path: Path
+) -> None:
+    text = complaint(write(tmp_path), *overrides)
+    assert all(key in text for key in said)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said"),
+    [
+        ('name = "small"', "name is missing"),
+        ('model = "tiny-searcher"', "searcher.model is missing"),
+        ('kind = "files"', "data.test.kind is missing"),
+        ('corpus = "corpus.jsonl"', "data.test.corpus is missing"),
+        ("seed = 0", "data.train.seed is missing"),
+    ],
+)
+def test_a_missing_key_is_named(dropped: str, said: str, tmp_path: Path) -> None:
+    assert MINIMAL.count(dropped) == 1
+    assert complaint(write(tmp_path, MINIMAL.replace(dropped, ""))).endswith(said)
+
+
+def test_a_typo_in_a_required_key_is_a_typo_and_not_a_missing_key(tmp_path: Path) -> None:
+    text = complaint(write(tmp_path, MINIMAL.replace("name =", "nmae =")))
+    assert text.endswith("unknown key nmae; did you mean name?")
+
+
+@pytest.mark.parametrize("text", ["name = ", "[data\n", "name = 1\nname = 2\n", "\x00"])
+def test_malformed_toml_names_the_file(text: str, tmp_path: Path) -> None:
+    assert complaint(write(tmp_path, text)).startswith(str(tmp_path / "recipe.toml"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '"x"'])
+def test_malformed_json_names_the_file(text: str, tmp_path: Path) -> None:
+    assert complaint(write(tmp_path, text, "config.json")).startswith(str(tmp_path / "config.json"))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe")
+    assert "not a readable recipe" in complaint(str(tmp_path / "recipe.toml"))
+
+
+def test_an_unknown_recipe_suggests_a_shipped_one() -> None:
+    assert "did you mean tiny-grpo?" in complaint("tiny-grop")
+    assert "shipped ones: " in complaint("zzz")
+
+
+def test_a_file_comes_before_a_shipped_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-grpo").write_text(MINIMAL)
+    assert recipe_path("tiny-grpo") == Path("tiny-grpo")
+    assert recipe_path("tiny-ppo") == SHIPPED / "tiny-ppo.toml"
+
+
+def leaves() -> list[str]:
+    keys = list(dict.fromkeys(_keys(Recipe)))
+    return [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
+
+
+def typos(name: str, draw: random.Random) -> set[str]:
+    """Every name with a letter left out or two swapped, and as many with one replaced."""
+    made = {name[:i] + name[i + 1 :] for i in range(len(name))}
+    made |= {name[:i] + name[i + 1] + name[i] + name[i + 2 :] for i in range(len(name) - 1)}
+    letters = "abcdefghijklmnopqrstuvwxyz_"
+    made |= {name[:i] + draw.choice(letters) + name[i + 1 :] for i in range(len(name))}
+    return made - {"", name}
+
+
+def suggestion(source: str, key: str) -> str | None:
+    match = re.search(r"unknown key (\S+?)(?:; did you mean (\S+)\?)?$", complaint(source, f"{key}=1"))
+    assert match is not None, key
+    assert match[1] == key
+    return match[2]
+
+
+def test_a_typo_in_any_leaf_key_gets_the_right_suggestion(tmp_path: Path) -> None:
+    source, draw, known = write(tmp_path), random.Random(0), set(_keys(Recipe))
+    right, wrong = 0, []
+    for leaf in leaves():
+        section, _, name = leaf.rpartition(".")
+        for typo in typos(name, draw):
+            key = f"{section}.{typo}" if section else typo
+            if key in known:
+                continue
+            if (found := suggestion(source, key)) == leaf:
+                right += 1
+            else:
+                wrong.append((key, found))
+    assert right > 1000
+    assert len(wrong) <= 0.05 * (right + len(wrong)), wrong
+
+
+@given(st.text(alphabet="abcdefgh._=", max_size=12), st.text(max_size=12))
+def test_no_override_ends_in_anything_but_a_recipe_or_one_line(key: str, value: str) -> None:
+    try:
+        load_recipe("tiny-grpo", [f"{key}={value}"])
+    except InputError as error:
+        assert str(error)

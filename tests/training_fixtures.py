@@ -1,0 +1,149 @@
+"""Small models and episodes whose every token a test decides."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from searchrl.agents.episode import Episode, Reward, Segment
+from searchrl.data.questions import Question
+from searchrl.training.learner import Group, Learner
+from searchrl.training.options import LearningOptions
+
+VOCABULARY = 60
+Piece = tuple[Literal["prompt", "model", "environment"], int]
+SHAPE: tuple[Piece, ...] = (("prompt", 5), ("model", 3), ("environment", 4), ("model", 2))
+
+
+def tiny_model(seed: int = 0, tied: bool = True) -> PreTrainedModel:
+    """Two layers of width 32; distributions far from uniform, so that gradients are not tiny."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5.0)
+    return model.eval()
+
+
+def episode(
+    seed: int, reward: float | None, shape: Sequence[Piece] = SHAPE, name: str = "q"
+) -> Episode:
+    """Random tokens in segments of the given origins and lengths."""
+    draw = random.Random(seed)
+    segments = []
+    for origin, length in shape:
+        tokens = tuple(draw.randrange(VOCABULARY) for _ in range(length))
+        logprobs = tuple(-4 * draw.random() for _ in tokens) if origin == "model" else ()
+        segments.append(Segment(origin, tokens, "", logprobs))
+    made = Episode(Question(name, "What?", ("that",)), "s3", segments)
+    made.reward = Reward(reward)
+    return made
+
+
+def random_shape(draw: random.Random) -> list[Piece]:
+    """A prompt, then one to three outputs with results between them."""
+    shape: list[Piece] = [("prompt", draw.randint(1, 9)), ("model", draw.randint(1, 6))]
+    for _ in range(draw.randrange(3)):
+        shape += [("environment", draw.randint(1, 8)), ("model", draw.randint(1, 6))]
+    if draw.random() < 0.5:
+        shape.append(("environment", draw.randint(1, 8)))
+    return shape
+
+
+def groups(seed: int, rewards: Sequence[Sequence[float]]) -> list[Group]:
+    """One group a list of rewards, episodes of different shapes."""
+    draw = random.Random(seed)
+    return [
+        Group(
+            tuple(
+                episode(draw.randrange(10**9), reward, random_shape(draw), f"q{number}")
+                for reward in row
+            )
+        )
+        for number, row in enumerate(rewards)
+    ]
+
+
+def learner(
+    model: PreTrainedModel | None = None, reference: PreTrainedModel | None = None, **values: Any
+) -> Learner:
+    """A learner of its own copy of the model; gradients are not clipped unless asked."""
+    values = {"algorithm": "grpo", "learning_rate": 1e-3, "max_grad_norm": 1e9} | values
+    searcher = copy.deepcopy(model if model is not None else tiny_model())
+    temperature = values.pop("temperature", 1.0)
+    return Learner(searcher, LearningOptions(**values), temperature, reference)
+
+
+def watch_gradients(subject: Learner) -> list[dict[str, torch.Tensor]]:
+    """Collects a copy of all gradients each time an optimizer is about to step."""
+    seen: list[dict[str, torch.Tensor]] = []
+    named = [(subject.optimizer, "searcher", subject.searcher)]
+    if subject.critic is not None and subject.critic_optimizer is not None:
+        named.append((subject.critic_optimizer, "critic", subject.critic))
+    for optimizer, label, module in named:
+
+        def note(*_: Any, label: str = label, module: torch.nn.Module = module) -> None:
+            seen.append({f"{label}.{name}": g for name, g in _gradients(module)})
+
+        optimizer.register_step_pre_hook(note)
+    return seen
+
+
+def merged(seen: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """All gradients of one optimizer step."""
+    return {name: gradient for part in seen for name, gradient in part.items()}
+
+
+def state(subject: Learner) -> dict[str, torch.Tensor]:
+    """A copy of everything a learner holds: weights, critic, both optimizers' states."""
+    held = {f"searcher.{k}": v for k, v in subject.searcher.state_dict().items()}
+    if subject.critic is not None:
+        held |= {f"critic.{k}": v for k, v in subject.critic.state_dict().items()}
+    for label, optimizer in (
+        ("optimizer", subject.optimizer),
+        ("critic_optimizer", subject.critic_optimizer),
+    ):
+        if optimizer is not None:
+            for index, values in optimizer.state_dict()["state"].items():
+                held |= {f"{label}.{index}.{k}": v for k, v in values.items()}
+    return {name: value.clone() for name, value in held.items()}
+
+
+def assert_bitwise_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert different == []
+
+
+def assert_close(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float
+) -> None:
+    """Equal up to a share of the largest entry of all."""
+    assert one.keys() == other.keys()
+    scale = max(float(value.abs().max()) for value in one.values())
+    assert scale > 0
+    for name in one:
+        assert float((one[name] - other[name]).abs().max()) <= tolerance * scale, name
+
+
+def _gradients(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            yield name, parameter.grad.clone()
