@@ -322,6 +322,33 @@ def test_a_report_over_damaged_results_is_refused(run: Path) -> None:
         assert said in refused("report", run)
 
 
+def test_the_demo_runs_every_stage(model: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", model)
+    out = tmp_path / "demo"
+    small = ("--set", "run.steps=1", "--set", "evaluation.questions=2")
+    outcome = good("demo", "--recipe", recipe, "--out", out, "--seed", "7", *small, *ONE_THREAD)
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["methods"]) == ["direct", "rag", "s3-untrained", "s3", "oracle"]
+    assert all(row["n"] == 2 for row in summary["methods"].values())
+    assert all(len(row["ci95"]) == 2 for row in summary["methods"].values())
+    assert summary["training_episodes"] == 4
+    assert set(summary["seconds"]) == {"index", "precompute", "train", "evaluate", "total"}
+    assert "| s3-untrained | 2 |" in outcome.stdout
+    assert outcome.stdout.endswith(f"report: {out / 'report.html'}\n")
+    assert "\x1b" not in outcome.stdout + outcome.stderr
+    config = json.loads((out / "config.json").read_text())
+    assert (config["seed"], config["data"]["train"]["seed"]) == (7, 14)
+    assert config["data"]["test"]["seed"] == 15
+
+
+def test_the_demo_refuses_what_it_could_not_evaluate(model: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", model)
+    arguments = ("demo", "--recipe", recipe, "--out", tmp_path / "demo")
+    line = refused(*arguments, "--set", "evaluation.questions=13")
+    assert "evaluation.questions is 13 and data.test has 12" in line
+    assert not (tmp_path / "demo").exists()
+
+
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.toml", tmp_path / "nowhere")
     line = refused("precompute", recipe, "--out", tmp_path / "out", *ONE_THREAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -128,9 +129,7 @@ def test_override_forms(override: str, found: Any, tmp_path: Path) -> None:
         ("learning.temperature=1", "unknown key learning.temperature.*rollout.temperature"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(
-    override: str, said: str, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_refused_in_one_line(override: str, said: str, tmp_path: Path) -> None:
     assert re.search(said, complaint(write(tmp_path), override))
 
 
@@ -141,6 +140,10 @@ def test_what_does_not_fit_is_refused_in_one_line(
         (
             ["learning.algorithm=grpo", "rollout.group_size=4", "learning.kl_coefficient=0.1"],
             ("algorithm", "kl_placement"),
+        ),
+        (
+            ["learning.mini_batches=5", "rollout.questions_per_step=4"],
+            ("learning.mini_batches", "rollout.questions_per_step"),
         ),
     ],
 )
@@ -215,7 +218,9 @@ def typos(name: str, draw: random.Random) -> set[str]:
 
 
 def suggestion(source: str, key: str) -> str | None:
-    match = re.search(r"unknown key (\S+?)(?:; did you mean (\S+)\?)?$", complaint(source, f"{key}=1"))
+    match = re.search(
+        r"unknown key (\S+?)(?:; did you mean (\S+)\?)?$", complaint(source, f"{key}=1")
+    )
     assert match is not None, key
     assert match[1] == key
     return match[2]
@@ -240,7 +245,5 @@ def test_a_typo_in_any_leaf_key_gets_the_right_suggestion(tmp_path: Path) -> Non
 
 @given(st.text(alphabet="abcdefgh._=", max_size=12), st.text(max_size=12))
 def test_no_override_ends_in_anything_but_a_recipe_or_one_line(key: str, value: str) -> None:
-    try:
+    with contextlib.suppress(InputError):
         load_recipe("tiny-grpo", [f"{key}={value}"])
-    except InputError as error:
-        assert str(error)

@@ -30,7 +30,11 @@ def test_a_batch_holds_exactly_what_the_episodes_hold(seed: int, count: int) -> 
         assert batch.trainable_BT[row, :length].tolist() == one.trainable_mask
         assert not batch.trainable_BT[row, length:].any()
     sampled = [
-        token for one in episodes for s in one.segments if s.origin == "model" for token in s.token_ids
+        token
+        for one in episodes
+        for s in one.segments
+        if s.origin == "model"
+        for token in s.token_ids
     ]
     assert batch.targets_A.tolist() == sampled
     assert batch.lengths_B == tuple(sum(one.trainable_mask) for one in episodes)

@@ -147,7 +147,7 @@ def test_a_failure_of_any_system_call_leaves_a_loadable_checkpoint(
 ) -> None:
     subject = trained()
     save_checkpoint(tmp_path, 1, subject, tiny_tokenizer, keep=1)
-    calls, limit = 0, 0
+    calls = limit = 0
 
     def counted(function):  # type: ignore[no-untyped-def]
         def call(*arguments, **keywords):  # type: ignore[no-untyped-def]
@@ -163,13 +163,14 @@ def test_a_failure_of_any_system_call_leaves_a_loadable_checkpoint(
         patch.setattr(os, "fsync", counted(os.fsync))
         patch.setattr(Path, "rename", counted(Path.rename))
         patch.setattr(Path, "write_text", counted(Path.write_text))
-        for limit in range(40):
+        while limit < 40:
             calls = 0
             try:
                 save_checkpoint(tmp_path, 2, subject, tiny_tokenizer, keep=1)
             except OSError:
                 found = latest_checkpoint(tmp_path)
                 assert found is not None
+                limit += 1
             else:
                 break
     assert limit > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,24 @@ def test_the_first_on_policy_step_has_a_ratio_of_exactly_1(algorithm: str, budge
     metrics = subject.update(groups(0, MIXED), 0)
     assert metrics["old_kl"] == 0.0
     assert metrics["clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("values", [{}, PPO, {"entropy_coefficient": 0.1}])
+def test_the_update_repeats_the_very_passes_of_looking_back(values: dict[str, Any]) -> None:
+    """On larger models a pass of other rows rounds otherwise, and the ratio would not be 1."""
+    subject = learner(tokens_per_micro_batch=90, **values)
+    passes: dict[bool, list[list[list[int]]]] = {False: [], True: []}
+
+    def note(module: torch.nn.Module, positional: Any, named: dict[str, torch.Tensor]) -> None:
+        passes[torch.is_grad_enabled()].append(named["input_ids"].tolist())
+
+    subject.searcher.model.register_forward_pre_hook(note, with_kwargs=True)
+    subject.update(groups(0, MIXED), 0)
+    assert len(passes[True]) > 1
+    assert all(rows in passes[False] for rows in passes[True])
+    idle = sum(map(len, passes[False])) - sum(map(len, passes[True]))
+    # The three episodes of the group with equal rewards are passed through once only.
+    assert idle == (0 if values else 3)
 
 
 def test_a_second_pass_is_off_policy() -> None:
@@ -277,7 +296,7 @@ def test_the_critic_sees_sampled_tokens_only_and_the_reward_is_on_the_last() -> 
         values = sample.old_values.tolist()
         assert len(values) == len(sample.returns) == len(sample.advantages) == count
         # With lambda 0 an advantage is the error of one step.
-        steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+        steps = [after - before for before, after in itertools.pairwise(values)]
         expected = [*steps, sample.episode.reward.value - values[-1]]
         assert sample.advantages.tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -445,4 +464,4 @@ def test_the_critic_is_its_own_copy_of_the_trunk() -> None:
         assert parameter.data_ptr() != trunk[name].data_ptr()
     assert not subject.critic.trunk.training
     assert subject.critic.head.weight.abs().sum() == 0
-    assert VOCABULARY == subject.critic.trunk.embed_tokens.num_embeddings
+    assert subject.critic.trunk.embed_tokens.num_embeddings == VOCABULARY

@@ -61,9 +61,7 @@ def roll(
 ) -> Rollout:
     options = RolloutOptions(group_size=group_size, temperature=0.7)
     asked = QUESTIONS[:questions]
-    return asyncio.run(
-        collect(agent, reward or Constant(), asked, options, seed, step, smallest)
-    )
+    return asyncio.run(collect(agent, reward or Constant(), asked, options, seed, step, smallest))
 
 
 @given(st.integers(0, 1000), st.integers(1, 12), st.integers(0, 3))
@@ -150,7 +148,7 @@ def test_an_episode_without_a_sampled_token_leaves_its_group() -> None:
 
 def test_too_many_failures_stop_training() -> None:
     agent = FakeAgent(failing=tuple(("q0", sample) for sample in range(3)))
-    with pytest.raises(InfrastructureError, match="3 of 12 episodes.*no route"):
+    with pytest.raises(InfrastructureError, match=r"3 of 12 episodes.*no route"):
         roll(agent)
 
 

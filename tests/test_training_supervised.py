@@ -25,7 +25,9 @@ def examples(count: int, seed: int = 0) -> list[Example]:
     return made
 
 
-def one_step(rows: list[Example], budget: int = 10_000) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def one_step(
+    rows: list[Example], budget: int = 10_000
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics and the change of every weight after a step on all rows."""
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())

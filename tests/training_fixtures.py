@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,9 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from searchrl.agents.episode import Episode, Reward, Segment
 from searchrl.data.questions import Question
+from searchrl.experiment import Experiment
+from searchrl.models.local import LocalModel
+from searchrl.recipe import Recipe, load_recipe
 from searchrl.training.learner import Group, Learner
 from searchrl.training.options import LearningOptions
 
@@ -141,6 +145,56 @@ def assert_close(
     assert scale > 0
     for name in one:
         assert float((one[name] - other[name]).abs().max()) <= tolerance * scale, name
+
+
+class Parity:
+    """A reward that varies even for a random model: are the sampled tokens' ids even in sum?"""
+
+    async def score(self, episode: Episode) -> Reward:
+        sampled = sum(sum(s.token_ids) for s in episode.segments if s.origin == "model")
+        return Reward(float(sampled % 2 == 0), {"even": float(sampled % 2 == 0)})
+
+
+class ParityExperiment(Experiment):
+    """An experiment that a random model can learn something from."""
+
+    def reward(self) -> Any:
+        return Parity()
+
+
+def save_model(model: LocalModel, folder: Path) -> Path:
+    """Write a model where a recipe can name it."""
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def small_recipe(model: Path, *overrides: str) -> Recipe:
+    """Four steps of eight short episodes in a world of 120 passages."""
+    values = {
+        "data.train.size": 120,
+        "data.train.questions": 24,
+        "data.test.size": 120,
+        "data.test.questions": 10,
+        "searcher.model": f'"{model}"',
+        "generator.model": f'"{model}"',
+        "generator.max_answer_tokens": 6,
+        "generator.max_context_tokens": 300,
+        "agent.max_turns": 1,
+        "agent.max_response_tokens": 10,
+        "agent.max_prompt_tokens": 350,
+        "agent.max_observation_tokens": 120,
+        "reward.kind": "context_recall",
+        "rollout.questions_per_step": 4,
+        "rollout.group_size": 2,
+        "rollout.temperature": 0.9,
+        "learning.learning_rate": 0.003,
+        "run.steps": 4,
+        "run.save_every": 2,
+        "evaluation.questions": 10,
+    }
+    lines = [f"{key}={value}" for key, value in values.items()]
+    return load_recipe("tiny-grpo", [*lines, *overrides])
 
 
 def _gradients(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

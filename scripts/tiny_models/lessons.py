@@ -41,7 +41,8 @@ def copying(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example]:
     draw = random.Random(seed)
     while True:
         world = World(draw.choice(SEEDS), _WORLD_SIZE)
-        names = [entity.name for entity in _neighbourhood(world, draw, count=8)]
+        count = draw.choice((2, 2, 2, 3, 3, 4, 6, 8))
+        names = [entity.name for entity in _neighbourhood(world, draw, count)]
         builder = _Builder(tokenizer)
         builder.read("\n".join(names) + "\n", 0.0)
         if draw.random() < 0.5:

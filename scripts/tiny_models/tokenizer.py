@@ -1,4 +1,4 @@
-"""The tiny models' tokenizer: byte-level BPE over generated pages, some 600 pieces.
+"""The tiny models' tokenizer: byte-level BPE over generated pages, 900 pieces.
 
 A small vocabulary is what lets a two-million-parameter model learn to copy names: every name is
 a few of the same syllables. Protocol tags are ordinary pieces, kept whole by the pre-tokenizer so
@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-VOCABULARY = 720
+VOCABULARY = 900
 MAX_LENGTH = 2048
-# A capitalised word never takes the space before it along: a name is the same tokens everywhere.
-_PATTERN = r"</?[a-z_]+>| ?\p{Ll}+|\p{L}\p{Ll}*| ?\p{N}| ?[^\s\p{L}\p{N}]|\s+?"
+# Two rules make every name the same few tokens wherever it stands, which copying depends on:
+# a space belongs to the word before it, and a capitalised word is cut after its third letter, where
+# generated names have their syllable boundary.
+_PATTERN = r"</?[a-z_]+>|\p{Lu}\p{Ll}{0,2} ?|\p{Ll}+ ?|\p{L}+ ?|\p{N} ?|[^\s\p{L}\p{N}] ?|\s+?"
 _END, _OPEN, _CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

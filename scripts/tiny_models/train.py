@@ -168,7 +168,7 @@ def _pages() -> Iterator[str]:
     for seed in lessons.SEEDS[:40]:
         world = World(seed, 1_000)
         for passage in world.passages():
-            yield f'Doc 1 (Title: "{passage.title}") {passage.text}\n'
+            yield f'Doc 1 (Title: "{passage.title}") {passage.text}\n{passage.title}'
         for question in world.questions(300):
             yield f"<question>{question.text}</question>\n<information>Doc 2</information>\n\n"
             yield (

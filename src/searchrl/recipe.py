@@ -151,6 +151,12 @@ class Recipe(Options):
                 'learning.algorithm = "grpo" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
+        episodes = self.rollout.questions_per_step * self.rollout.group_size
+        if self.learning.mini_batches > episodes:
+            raise ValueError(
+                f"learning.mini_batches = {self.learning.mini_batches} cuts a step's {episodes} "
+                "episodes into too many: lower it or raise rollout.questions_per_step"
+            )
         return self
 
 

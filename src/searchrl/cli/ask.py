@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from searchrl.agents.episode import Episode, Turn
     from searchrl.retrieval.protocol import Retriever
 
+_INDENT = 7
+"""Where the text of a passage begins."""
+
 
 def command(
     question: Annotated[str, typer.Argument(help="What to find out.")],
@@ -97,7 +100,6 @@ def _show(episode: Episode, console: Console) -> None:
 
 
 def _show_hits(turn: Turn, console: Console) -> None:
-    from rich.padding import Padding
     from rich.text import Text
 
     if not turn.hits:
@@ -106,7 +108,9 @@ def _show_hits(turn: Turn, console: Console) -> None:
         mark = ("✓", "green") if position in (turn.selected or ()) else (" ", "")
         title = f" {position + 1}. {_line(hit.passage.title)}"
         console.print(Text.assemble("  ", mark, title))
-        console.print(Padding(Text(_line(hit.passage.text), "dim"), (0, 0, 0, 7)))
+        for line in Text(_line(hit.passage.text), "dim").wrap(console, console.width - _INDENT):
+            line.rstrip()
+            console.print(Text.assemble(" " * _INDENT, line))
 
 
 def _context(episode: Episode) -> str:

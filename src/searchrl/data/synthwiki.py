@@ -12,7 +12,7 @@ hops, misses the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +36,17 @@ class Relation:
         subject: the kind whose passages state it.
         name: unique among the subject's relations.
         object: the kind it leads to, or ``None`` when its value is a number.
-        statements: sentence templates over ``{s}`` (subject) and ``{o}`` (object).
+        openings: sentence templates over ``{s}`` (subject) and ``{o}`` (object) that name both;
+            the first sentence of a passage is one of them.
+        sequels: templates for later sentences, over ``{o}``.
         phrases: noun phrases that ask for the object, over ``{x}``.
     """
 
     subject: str
     name: str
     object: str | None
-    statements: tuple[str, ...]
+    openings: tuple[str, ...]
+    sequels: tuple[str, ...]
     phrases: tuple[str, ...]
 
 
@@ -52,106 +55,121 @@ RELATIONS: tuple[Relation, ...] = (
         "film",
         "director",
         "person",
-        ("{s} was directed by {o}.", "The director of {s} was {o}.", "{o} directed it."),
+        ("{s} was directed by {o}.", "{o} directed {s}."),
+        ("Its director was {o}.", "{o} directed it."),
         ("the director of {x}", "the person who directed {x}"),
     ),
     Relation(
         "film",
         "studio",
         "company",
-        ("It was produced by {o}.", "Its studio was {o}.", "{o} produced the film."),
+        ("{s} was produced by {o}.", "{o} produced {s}."),
+        ("Its studio was {o}.", "{o} produced it."),
         ("the studio of {x}", "the company that produced {x}"),
     ),
     Relation(
         "film",
         "release",
         None,
-        ("It was released in {o}.", "Its release was in {o}.", "It opened in {o}."),
+        ("{s} was released in {o}.", "The release of {s} was in {o}."),
+        ("It was released in {o}.", "Its release was in {o}."),
         ("the release year of {x}", "the year in which {x} was released"),
     ),
     Relation(
         "book",
         "author",
         "person",
-        ("{s} was written by {o}.", "The author of {s} was {o}.", "{o} wrote it."),
+        ("{s} was written by {o}.", "{o} wrote {s}."),
+        ("Its author was {o}.", "{o} wrote it."),
         ("the author of {x}", "the person who wrote {x}"),
     ),
     Relation(
         "book",
         "publisher",
         "company",
-        ("It was published by {o}.", "Its publisher was {o}.", "{o} published the book."),
+        ("{s} was published by {o}.", "{o} published {s}."),
+        ("Its publisher was {o}.", "{o} published it."),
         ("the publisher of {x}", "the company that published {x}"),
     ),
     Relation(
         "company",
         "founder",
         "person",
-        ("{s} was founded by {o}.", "The founder of {s} was {o}.", "{o} founded it."),
+        ("{s} was founded by {o}.", "{o} founded {s}."),
+        ("Its founder was {o}.", "{o} founded it."),
         ("the founder of {x}", "the person who founded {x}"),
     ),
     Relation(
         "company",
         "headquarters",
         "city",
-        ("It has its seat in {o}.", "Its headquarters are in {o}.", "It is based in {o}."),
+        ("{s} is based in {o}.", "The headquarters of {s} are in {o}."),
+        ("It is based in {o}.", "Its headquarters are in {o}."),
         ("the headquarters of {x}", "the city where {x} is based"),
     ),
     Relation(
         "person",
         "birthplace",
         "city",
-        ("{s} was born in {o}.", "The birthplace of {s} was {o}.", "{s} came from {o}."),
+        ("{s} was born in {o}.", "The birthplace of {s} was {o}."),
+        ("The birthplace was {o}.", "The birth was in {o}."),
         ("the birthplace of {x}", "the city where {x} was born"),
     ),
     Relation(
         "person",
         "birth",
         None,
-        ("The birth year was {o}.", "The year of birth was {o}.", "The birth was in {o}."),
+        ("{s} was born in the year {o}.", "The birth year of {s} was {o}."),
+        ("The birth year was {o}.", "The year of birth was {o}."),
         ("the birth year of {x}", "the year in which {x} was born"),
     ),
     Relation(
         "city",
         "country",
         "country",
-        ("{s} lies in {o}.", "The country of {s} is {o}.", "{s} is a city in {o}."),
-        ("the country of {x}", "the country in which {x} lies"),
+        ("{s} lies in {o}.", "The country of {s} is {o}."),
+        ("It lies in {o}.", "Its country is {o}."),
+        ("the country of {x}", "the country around {x}"),
     ),
     Relation(
         "city",
         "river",
         "river",
-        ("It stands on {o}.", "Its river is {o}.", "{o} flows through it."),
-        ("the river of {x}", "the river that flows through {x}"),
+        ("{s} stands on {o}.", "{o} flows through {s}."),
+        ("Its river is {o}.", "{o} flows through it."),
+        ("the river of {x}", "the river beside {x}"),
     ),
     Relation(
         "country",
         "capital",
         "city",
-        ("The capital of {s} is {o}.", "{s} has its capital at {o}.", "{o} is its capital."),
-        ("the capital of {x}", "the city that is the capital of {x}"),
+        ("The capital of {s} is {o}.", "{s} has its capital at {o}."),
+        ("Its capital is {o}.", "{o} is its capital."),
+        ("the seat of government of {x}", "the city that governs {x}"),
     ),
     Relation(
         "country",
         "independence",
         None,
-        ("It became free in {o}.", "Its independence was in {o}.", "It has been free since {o}."),
-        ("the independence year of {x}", "the year in which {x} became free"),
+        ("{s} became free in {o}.", "The independence of {s} was in {o}."),
+        ("It became free in {o}.", "Its independence was in {o}."),
+        ("the date of freedom of {x}", "the date on which {x} won freedom"),
     ),
     Relation(
         "river",
         "mouth",
         "city",
-        ("{s} meets the sea at {o}.", "The mouth of {s} is at {o}.", "Its mouth is at {o}."),
-        ("the mouth of {x}", "the city where {x} meets the sea"),
+        ("{s} meets the sea at {o}.", "The mouth of {s} is at {o}."),
+        ("It meets the sea at {o}.", "Its mouth is at {o}."),
+        ("the end of {x}", "the city where {x} ends"),
     ),
     Relation(
         "river",
         "length",
         None,
-        ("It is {o} km long.", "Its length is {o} km.", "It runs for {o} km."),
-        ("the length of {x}", "the number of km that {x} runs"),
+        ("{s} is {o} km long.", "The length of {s} is {o} km."),
+        ("It is {o} km long.", "Its length is {o} km."),
+        ("the extent of {x}", "the distance that {x} covers"),
     ),
 )
 FORMS: Mapping[str, str] = {
@@ -218,12 +236,16 @@ class World:
         return f"{self.seed}-{entity.kind}-{entity.index}"
 
     def passage(self, index: int) -> Passage:
-        """The passage about entity ``index``: what it is, then its facts in an order of its own."""
+        """The passage about entity ``index``: its facts in an order of its own, named first."""
         subject = self.entity(index)
-        facts = [self._statement(subject, relation) for relation in _BY_SUBJECT[subject.kind]]
-        turn = self._draw(len(facts), subject, "order")
-        text = " ".join(facts[turn:] + facts[:turn])
-        return Passage(self.passage_id(subject), subject.name, text)
+        relations = _BY_SUBJECT[subject.kind]
+        first = self._draw(len(relations), subject, "order")
+        ordered = relations[first:] + relations[:first]
+        sentences = [
+            self._sentence(subject, relation, relation.sequels if place else relation.openings)
+            for place, relation in enumerate(ordered)
+        ]
+        return Passage(self.passage_id(subject), subject.name, " ".join(sentences))
 
     def passages(self) -> Iterator[Passage]:
         """All passages, streamed."""
@@ -315,12 +337,10 @@ class World:
             hops=length,
         )
 
-    def _statement(self, subject: Entity, relation: Relation) -> str:
+    def _sentence(self, subject: Entity, relation: Relation, templates: Sequence[str]) -> str:
         value = self.value(subject, relation)
-        template = self._draw(len(relation.statements), subject, f"{relation.name} statement")
-        return relation.statements[template].format(
-            s=subject.name, o=value if isinstance(value, str) else value.name
-        )
+        template = templates[self._draw(len(templates), subject, f"{relation.name} sentence")]
+        return template.format(s=subject.name, o=value if isinstance(value, str) else value.name)
 
     def _capital(self, country: Entity) -> Entity:
         """A city that names this country as its own."""

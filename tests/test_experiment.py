@@ -1,0 +1,161 @@
+"""Parts of an experiment: made once, reused when right, refused when made otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from searchrl.data.synthwiki import write_synthwiki
+from searchrl.errors import InputError, IntegrityError
+from searchrl.experiment import Experiment
+from searchrl.recipe import Recipe
+from searchrl.retrieval.index import build_index
+from tests.training_fixtures import small_recipe
+
+MODEL = Path("/absent")
+
+
+def files_recipe(corpus: Path, questions: Path, **more: object) -> Recipe:
+    values = small_recipe(MODEL).model_dump(mode="json")
+    values["data"]["train"] = {
+        "kind": "files",
+        "corpus": str(corpus),
+        "questions": str(questions),
+        **more,
+    }
+    return Recipe.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("world")
+    write_synthwiki(home, 120, 3, 20)
+    return home
+
+
+def first_hit(experiment: Experiment) -> str:
+    [[hit]] = asyncio.run(
+        experiment.train.retriever.search([experiment.train.questions[0].text], 1)
+    )
+    return hit.passage.id
+
+
+def test_a_world_is_made_once_and_reused(tmp_path: Path) -> None:
+    first = Experiment(small_recipe(MODEL), tmp_path)
+    hit = first_hit(first)
+    files = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()}
+    second = Experiment(small_recipe(MODEL), tmp_path)
+    assert second.train.questions == first.train.questions
+    assert first_hit(second) == hit
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*") if f.is_file()} == files
+
+
+@pytest.mark.parametrize("left", [["corpus.jsonl"], ["corpus.jsonl", "questions.jsonl"], []])
+def test_a_world_left_half_written_is_made_again(left: list[str], tmp_path: Path) -> None:
+    expected = Experiment(small_recipe(MODEL), tmp_path / "other").train.questions
+    home = tmp_path / "run" / "data" / "train"
+    home.mkdir(parents=True)
+    for name in left:
+        (home / name).write_text('{"id": "half", "contents": "of a line')
+    experiment = Experiment(small_recipe(MODEL), tmp_path / "run")
+    assert experiment.train.questions == expected
+    assert "half" not in experiment.train.passages()
+    assert (home / "about.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train.seed=5", "seed is 0 there and 5 in the recipe"),
+        ("data.train.size=130", "size is 120 there and 130 in the recipe"),
+        ("data.train.questions=9", "questions is 24 there and 9 in the recipe"),
+        ("data.train.hops={1=1.0}", "hops is .* there and .* in the recipe"),
+        ("retriever.k1=1.5", "k1 is 0.9 there and 1.5 in the recipe"),
+        ("retriever.b=0.1", "b is 0.4 there and 0.1 in the recipe"),
+    ],
+)
+def test_data_made_with_other_settings_is_refused(override: str, said: str, tmp_path: Path) -> None:
+    assert Experiment(small_recipe(MODEL), tmp_path).train.questions
+    with pytest.raises(InputError) as caught:
+        _ = Experiment(small_recipe(MODEL, override), tmp_path).train
+    assert re.search(said, str(caught.value))
+    assert "choose another --out" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_world_that_lost_questions_is_refused(tmp_path: Path) -> None:
+    assert Experiment(small_recipe(MODEL), tmp_path).train.questions
+    file = tmp_path / "data" / "train" / "questions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(IntegrityError, match="5 questions are left of 24"):
+        _ = Experiment(small_recipe(MODEL), tmp_path).train
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"3"])
+def test_a_damaged_record_is_an_error_in_one_line(content: bytes, tmp_path: Path) -> None:
+    assert Experiment(small_recipe(MODEL), tmp_path).train.questions
+    (tmp_path / "data" / "train" / "about.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"about\.json"):
+        _ = Experiment(small_recipe(MODEL), tmp_path).train
+
+
+def test_a_damaged_index_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    assert Experiment(small_recipe(MODEL), tmp_path).train.questions
+    index = tmp_path / "data" / "train" / "index"
+    largest = max((f for f in index.iterdir()), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match=re.escape(largest.name)):
+        _ = Experiment(small_recipe(MODEL), tmp_path).train
+
+
+def test_an_index_left_without_its_record_is_built_again(tmp_path: Path) -> None:
+    expected = first_hit(Experiment(small_recipe(MODEL), tmp_path))
+    (tmp_path / "data" / "train" / "index.json").unlink()
+    assert first_hit(Experiment(small_recipe(MODEL), tmp_path)) == expected
+    assert (tmp_path / "data" / "train" / "index.json").is_file()
+
+
+def test_an_index_of_another_corpus_is_refused(world: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    shutil.copy(world / "corpus.jsonl", corpus)
+    recipe = files_recipe(corpus, world / "questions.jsonl")
+    assert len(Experiment(recipe, tmp_path / "out").train.questions) == 20
+    assert Experiment(recipe, tmp_path / "out").train.corpus == corpus
+    corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(InputError, match="corpus_sha256"):
+        _ = Experiment(recipe, tmp_path / "out").train
+
+
+def test_a_given_index_is_opened_and_never_built(world: Path, tmp_path: Path) -> None:
+    from searchrl.data.passages import read_corpus
+
+    corpus, questions = world / "corpus.jsonl", world / "questions.jsonl"
+    absent = files_recipe(corpus, questions, index=str(tmp_path / "absent"))
+    with pytest.raises(InputError, match="no index directory there"):
+        _ = Experiment(absent, tmp_path / "out").train
+    assert not (tmp_path / "absent").exists()
+    build_index(read_corpus(corpus), tmp_path / "given", k1=0.9, b=0.4)
+    given = files_recipe(corpus, questions, index=str(tmp_path / "given"), limit=7)
+    assert len(Experiment(given, tmp_path / "out").train.questions) == 7
+    build_index(read_corpus(corpus), tmp_path / "given", k1=2.0, b=0.4)
+    with pytest.raises(InputError, match=r"k1 = 2.0, and retriever.k1 is 0.9"):
+        _ = Experiment(given, tmp_path / "out").train
+
+
+def test_a_missing_corpus_names_the_file(world: Path, tmp_path: Path) -> None:
+    recipe = files_recipe(tmp_path / "absent.jsonl", world / "questions.jsonl")
+    with pytest.raises(InputError, match=r"absent\.jsonl: no such file"):
+        _ = Experiment(recipe, tmp_path / "out").train
+
+
+def test_methods_by_name(tmp_path: Path) -> None:
+    experiment = Experiment(small_recipe(MODEL), tmp_path)
+    for name in ("direct", "rag", "oracle"):
+        assert experiment.method(name, experiment.test).name == name
+    about = json.loads((tmp_path / "data" / "test" / "about.json").read_text())
+    assert about["seed"] == 1
