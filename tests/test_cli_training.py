@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from searchrl.data.jsonl import write_jsonl
+from searchrl.errors import InfrastructureError
 from searchrl.models.local import LocalModel
 from tests.command_line import (
     flip_byte,
@@ -314,6 +315,18 @@ def test_ask_refuses_questions_it_cannot_ask(run: Path) -> None:
     missing = run / "no-index"
     arguments = ("ask", "Who?", "--run", run, "--index", missing, *ONE_THREAD)
     assert f"{missing}: no index directory there" in refused(*arguments)
+
+
+def test_a_failed_service_is_no_answer(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise InfrastructureError("model at example:1 did not answer")
+
+    for place in ("agents.generator.Generator.answer", "models.local.LocalModel.complete"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"searchrl.{place}", fail)
+            outcome = searchrl("ask", "Who?", "--run", run, *ONE_THREAD)
+        assert outcome.code == 75
+        assert outcome.stderr == "error: model at example:1 did not answer\n"
 
 
 def test_a_report_over_damaged_results_is_refused(run: Path) -> None:

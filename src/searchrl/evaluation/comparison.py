@@ -71,6 +71,7 @@ def compare(
         progress: opens a display for each method.
         searcher: where the searcher was read from, for the record.
     """
+    out.mkdir(parents=True, exist_ok=True)
     questions = experiment.test.questions[: experiment.recipe.evaluation.questions]
     done: list[Evaluated] = []
     for method in methods:
