@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import shlex
 import sys
@@ -38,10 +39,17 @@ from searchrl.retrieval.protocol import Hit
 from searchrl.training.supervised import Example, SupervisedSettings, train_supervised
 
 STAGES = ("tokenizer", "base", "generator", "searcher")
+COPYING_EXAMPLES = 30_000
 SETTINGS = {
-    "base": SupervisedSettings(steps=700, learning_rate=2e-3, warmup_steps=50),
-    "generator": SupervisedSettings(steps=900, learning_rate=2e-3, warmup_steps=50),
-    "searcher": SupervisedSettings(steps=250, learning_rate=1e-3, warmup_steps=30),
+    "base": SupervisedSettings(
+        steps=3_000, tokens_per_step=2_048, learning_rate=2e-3, warmup_steps=100, autocast=True
+    ),
+    "generator": SupervisedSettings(
+        steps=2_000, tokens_per_step=2_048, learning_rate=1.5e-3, warmup_steps=100, autocast=True
+    ),
+    "searcher": SupervisedSettings(
+        steps=400, tokens_per_step=2_048, learning_rate=7e-4, warmup_steps=50, autocast=True
+    ),
 }
 
 
@@ -79,12 +87,21 @@ def make_base(options: argparse.Namespace) -> None:
         head_dim=32,
         max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
+        # About 1 / sqrt(hidden_size); the library's 0.02 suits wide models and learns slower here.
+        initializer_range=0.07,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen3ForCausalLM(config)
-    stream = lessons.reading(tokenizer, options.seed, weight=0.05)
+    stream = itertools.chain(
+        itertools.islice(lessons.copying(tokenizer, options.seed), COPYING_EXAMPLES),
+        lessons.alternate(
+            lessons.copying(tokenizer, options.seed + 1),
+            lessons.reading(tokenizer, options.seed + 2, weight=0.1),
+            lessons.reading(tokenizer, options.seed + 3, weight=0.1),
+        ),
+    )
     _teach("base", model, tokenizer, stream, options, options.work / "base")
 
 
@@ -92,9 +109,9 @@ def make_generator(options: argparse.Namespace) -> None:
     """The frozen reader: copies answers, thinks bridges aloud, says "unknown" without evidence."""
     tokenizer = _tokenizer(options)
     stream = lessons.alternate(
-        lessons.answering(tokenizer, options.seed + 1),
-        lessons.answering(tokenizer, options.seed + 2),
-        lessons.reading(tokenizer, options.seed + 3, weight=0.05),
+        lessons.answering(tokenizer, options.seed + 4),
+        lessons.answering(tokenizer, options.seed + 5),
+        lessons.reading(tokenizer, options.seed + 6, weight=0.05),
     )
     model = _load(options.work / "base")
     _teach("generator", model, tokenizer, stream, options, options.out / "generator")
@@ -103,7 +120,7 @@ def make_generator(options: argparse.Namespace) -> None:
 def make_searcher(options: argparse.Namespace) -> None:
     """The searcher that training starts from: reads like the generator, searches badly."""
     tokenizer = _tokenizer(options)
-    stream = lessons.searching(tokenizer, options.seed + 4, _bm25_search)
+    stream = lessons.searching(tokenizer, options.seed + 7, _bm25_search)
     model = _load(options.out / "generator")
     _teach("searcher", model, tokenizer, stream, options, options.out / "searcher")
 
@@ -133,7 +150,7 @@ def _teach(
         nonlocal tokens
         tokens += metrics["tokens"]
         recent.append(metrics)
-        if (step + 1) % 20 == 0:
+        if (step + 1) % 50 == 0:
             seconds = time.perf_counter() - started
             loss, accuracy = (_mean(recent, key) for key in ("loss", "accuracy"))
             print(
@@ -144,7 +161,8 @@ def _teach(
             if step + 1 < settings.steps:
                 recent.clear()
 
-    train_supervised(model.to(options.device), stream, settings, report)
+    torch.nn.Module.to(model, options.device)
+    train_supervised(model, stream, settings, report)
     model.to("cpu", torch.float16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     facts = {

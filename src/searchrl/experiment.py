@@ -163,8 +163,10 @@ def _own_index(corpus: Path, home: Path, options: RetrieverOptions) -> Retriever
     if index.is_dir() and source.is_file():
         _refuse_other(source, made_from)
         return open_index(index)
+    # A kill between the two writes leaves an index that nothing vouches for; it is built again.
+    built = build_index(read_corpus(corpus), index, options.kind, k1=options.k1, b=options.b)
     write_json(source, made_from)
-    return build_index(read_corpus(corpus), index, options.kind, k1=options.k1, b=options.b)
+    return built
 
 
 def _given_index(index: Path, options: RetrieverOptions) -> Retriever:

@@ -63,6 +63,13 @@ class DataOptions(Options):
     train: Data
     test: Data
 
+    @model_validator(mode="after")
+    def _check_held_out(self) -> DataOptions:
+        worlds = [data.seed for data in (self.train, self.test) if data.kind == "synthwiki"]
+        if len(worlds) == 2 and worlds[0] == worlds[1]:
+            raise ValueError("train and test are the same world: give them different seeds")
+        return self
+
 
 class RetrieverOptions(Options):
     """The index that answers queries."""

@@ -6,6 +6,7 @@ text wherever it goes; only progress and tables look different on a terminal.
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -71,6 +72,8 @@ def options(
 
 def run() -> None:
     """Entry point of the ``searchrl`` script; errors of the user's become one line on stderr."""
+    # A terminated run ends like a cancelled one: STATUS says so and locks are released.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(prog_name="searchrl", standalone_mode=False)
     except SearchRLError as error:

@@ -73,5 +73,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, split: bool) -> list[int]:
     # Half a surrogate pair, which JSON can hold, has no bytes to tokenise.
     text = text.encode("utf-8", "replace").decode()
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+    # Texts are counted before they are cut, so a long one is no reason for the library to warn.
+    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)
+    ids = encoded["input_ids"]
     return [int(token) for token in ids]

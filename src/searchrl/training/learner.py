@@ -156,20 +156,20 @@ class Learner:
         for micro_batch in (batch for mini_batch in plan for batch in mini_batch):
             batch = self._batch(micro_batch)
             lengths = list(batch.lengths_B)
-            old_A, entropy_A = token_logprobs(self.searcher, batch, self._temperature)
+            old_A, entropy_A = self._logprobs(self.searcher, batch)
             entropy += float(entropy_A.sum())
             mismatch += float(kl_estimates(batch.sampled_logprobs_A, old_A, "k3").sum())
             tokens += old_A.numel()
             for sample, part in zip(micro_batch, old_A.split(lengths), strict=True):
                 sample.old_logprobs = part
             if self._reference is not None:
-                reference_A, _ = token_logprobs(self._reference, batch, self._temperature)
+                reference_A, _ = self._logprobs(self._reference, batch)
                 reference_kl += float(kl_estimates(old_A, reference_A, "k3").sum())
                 for sample, part in zip(micro_batch, reference_A.split(lengths), strict=True):
                     sample.reference_logprobs = part
             if self.critic is not None:
                 for sample, part in zip(
-                    micro_batch, self.critic(batch).split(lengths), strict=True
+                    micro_batch, self._values(self.critic, batch).split(lengths), strict=True
                 ):
                     sample.old_values = part
         metrics = {
@@ -227,7 +227,7 @@ class Learner:
         if self.critic is not None:
             batch = self._batch(micro_batch)
             losses_A = value_losses(
-                self.critic(batch),
+                self._values(self.critic, batch),
                 torch.cat([sample.old_values for sample in micro_batch]),
                 torch.cat([sample.returns for sample in micro_batch]),
                 self._options.value_clip,
@@ -239,9 +239,7 @@ class Learner:
 
     def _backward_policy(self, samples: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
         options = self._options
-        logprobs_A, entropy_A = token_logprobs(
-            self.searcher, self._batch(samples), self._temperature
-        )
+        logprobs_A, entropy_A = self._logprobs(self.searcher, self._batch(samples))
         old_A = torch.cat([sample.old_logprobs for sample in samples])
         advantages_A = torch.cat([sample.advantages for sample in samples])
         losses_A = policy_losses(
@@ -308,6 +306,21 @@ class Learner:
         return torch.optim.AdamW(
             module.parameters(), weight_decay=self._options.weight_decay, fused=True
         )
+
+    def _logprobs(
+        self, model: PreTrainedModel, batch: TokenBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self._precision():
+            return token_logprobs(model, batch, self._temperature)
+
+    def _values(self, critic: Critic, batch: TokenBatch) -> torch.Tensor:
+        with self._precision():
+            values_A: torch.Tensor = critic(batch)
+            return values_A
+
+    def _precision(self) -> torch.autocast:
+        device = self.searcher.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._options.autocast)
 
     def _batch(self, samples: Sequence[_Sample]) -> TokenBatch:
         return TokenBatch.of([sample.episode for sample in samples], self.searcher.device)

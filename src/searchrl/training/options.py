@@ -61,6 +61,8 @@ class LearningOptions(Options):
     """Gradients are scaled down to this norm."""
     tokens_per_micro_batch: PositiveInt = 16_384
     """Padded tokens of one forward and backward pass."""
+    autocast: bool = False
+    """Compute the update in bfloat16; weights and optimizer stay as they are."""
 
     @model_validator(mode="after")
     def _check_combination(self) -> LearningOptions:

@@ -57,14 +57,21 @@ def train(
         InputError: the run directory or the recipe cannot be used.
         InfrastructureError: a service stayed down; the last checkpoint stands.
     """
+    # Models are loaded before the directory becomes a run: one that cannot be leaves no trace.
+    trainer = _Trainer(experiment, run)
     with run.open(experiment.recipe, resume):
-        return asyncio.run(_Trainer(experiment, run).run(on_step))
+        return asyncio.run(trainer.run(on_step))
 
 
 class _Trainer:
     def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
         self._experiment = experiment
         self._recipe = experiment.recipe
+        if self._recipe.searcher.dtype != "float32":
+            raise InputError(
+                'searcher.dtype: trained weights must be "float32", smaller ones lose small '
+                "updates; set learning.autocast = true to compute in bfloat16"
+            )
         self._run = run
         self._searcher: LocalModel = experiment.searcher()
         needs_reference = self._recipe.learning.kl_coefficient > 0
