@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from searchrl.cli import machine
 from searchrl.cli import progress as module
 from searchrl.cli.progress import progress, working
-from searchrl.cli.threads import free_cores, set_threads
 
 
 class Terminal(io.StringIO):
@@ -51,16 +52,30 @@ def test_work_without_units_is_silent_elsewhere(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
-def test_a_busy_machine_gets_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
-    for load, free in ((0.2, 4), (1.4, 3), (3.9, 1), (50.0, 1)):
-        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        assert free_cores() == free
+def test_busy_cores_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(machine, "_STAT", stat)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    for busy, free in ((0, 4), (1, 3), (3, 1), (4, 1)):
+        ticks = [[0, 0, 0, 0] for _ in range(4)]
+
+        def write(ticks: list[list[int]] = ticks) -> None:
+            lines = [f"cpu{n} {t[0]} 0 {t[1]} {t[2]} {t[3]} 0 0 0 0 0" for n, t in enumerate(ticks)]
+            stat.write_text("\n".join(["cpu 1 2 3 4", *lines, "intr 5", ""]))
+
+        def pass_time(seconds: float, busy: int = busy, ticks: list[list[int]] = ticks) -> None:
+            for core in range(4):
+                ticks[core][0 if core < busy else 2] += 25
+            write(ticks)
+
+        write()
+        monkeypatch.setattr(machine.time, "sleep", pass_time)
+        assert machine.free_cores() == free
 
 
 def test_a_wish_for_threads_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    monkeypatch.setattr("searchrl.cli.threads.free_cores", lambda: 7)
-    assert (set_threads(3), set_threads(None)) == (3, 7)
+    monkeypatch.setattr(machine, "free_cores", lambda: 7)
+    assert (machine.use_machine(3), machine.use_machine(None)) == (3, 7)
     assert asked == [3, 7]

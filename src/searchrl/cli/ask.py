@@ -40,7 +40,7 @@ def command(
 
     from searchrl.agents.agent import Draw
     from searchrl.agents.s3 import S3Agent
-    from searchrl.cli.threads import set_threads
+    from searchrl.cli.machine import use_machine
     from searchrl.data.questions import Question
     from searchrl.errors import InfrastructureError, InputError
     from searchrl.experiment import Experiment
@@ -56,7 +56,7 @@ def command(
         raise InputError(f"{run}: not a run directory (no config.json)")
     experiment = Experiment(load_recipe(str(run / "config.json")), run)
     trained = searcher_path(run)
-    set_threads(threads)
+    use_machine(threads)
     if index is not None:
         retriever: Retriever = open_index(index)
     else:

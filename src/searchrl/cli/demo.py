@@ -32,8 +32,8 @@ def command(
 
     Example: searchrl demo --out runs/demo --seed 0
     """
+    from searchrl.cli.machine import use_machine
     from searchrl.cli.results import show_results
-    from searchrl.cli.threads import set_threads
     from searchrl.data.storage import write_json
     from searchrl.errors import InputError
     from searchrl.evaluation.comparison import check_evaluation
@@ -48,7 +48,7 @@ def command(
     check_evaluation(loaded)
     if (out / "config.json").exists():
         raise InputError(f"{out}: holds a run already; remove it or choose another --out")
-    set_threads(threads)
+    use_machine(threads)
     seconds: dict[str, float] = {}
     experiment = Experiment(loaded, out)
     summaries = _run(experiment, out, seconds)

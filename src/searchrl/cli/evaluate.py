@@ -29,9 +29,9 @@ def command(
 
     Example: searchrl evaluate tiny-grpo --methods rag,s3 --searcher runs/first --out results
     """
+    from searchrl.cli.machine import use_machine
     from searchrl.cli.progress import progress
     from searchrl.cli.results import show_results
-    from searchrl.cli.threads import set_threads
     from searchrl.evaluation.comparison import check_evaluation, compare
     from searchrl.evaluation.table import to_json
     from searchrl.experiment import Experiment
@@ -45,7 +45,7 @@ def command(
         changes.append(f"evaluation.questions={n}")
     loaded = load_recipe(recipe, changes)
     check_evaluation(loaded)
-    set_threads(threads)
+    use_machine(threads)
     trained = None if searcher is None else str(searcher_path(searcher))
     experiment = Experiment(loaded, out)
     agents = [

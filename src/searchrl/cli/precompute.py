@@ -27,14 +27,14 @@ def command(
     """
     import asyncio
 
+    from searchrl.cli.machine import use_machine
     from searchrl.cli.progress import progress
-    from searchrl.cli.threads import set_threads
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.rewards.rag_cache import write_original
     from searchrl.training.precompute import precompute
 
-    set_threads(threads)
+    use_machine(threads)
     experiment = Experiment(load_recipe(recipe, overrides or ()), out)
     split, cache = experiment.train, experiment.cache()
     with progress("naive RAG", len(split.questions)) as advance:

@@ -24,8 +24,8 @@ def command(
 
     Example: searchrl train tiny-grpo --out runs/first --set run.steps=10
     """
+    from searchrl.cli.machine import use_machine
     from searchrl.cli.progress import progress
-    from searchrl.cli.threads import set_threads
     from searchrl.errors import InputError
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
@@ -33,7 +33,7 @@ def command(
     from searchrl.training.trainer import train
 
     loaded = load_recipe(recipe, overrides or ())
-    set_threads(threads)
+    use_machine(threads)
     experiment, directory = Experiment(loaded, out), RunDirectory(out)
     if not resume and directory.config.is_file():
         raise InputError(f"{out}: holds a run already; add --resume or choose another --out")
