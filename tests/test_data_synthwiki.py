@@ -150,10 +150,11 @@ def test_one_retrieval_finds_the_first_gold_passage_and_not_the_rest() -> None:
         if question.hops > 1:
             multi += 1
             complete += ids.issuperset(question.gold_ids)
-    # A page that names its subject in the title only can lose against pages that mention it.
-    assert missed / len(QUESTIONS) < 0.02
+    # Every page names its subject twice, so it outranks the pages that mention it. A page further
+    # on in the chain is found now and then, where its name shares a word with the question.
+    assert missed == 0
     assert multi > 200
-    assert complete / multi < 0.02
+    assert complete / multi < 0.06
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

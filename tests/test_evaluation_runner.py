@@ -162,7 +162,10 @@ def experiment(generator: EchoGenerator, count: int) -> Experiment:
     recipe = Recipe.model_validate(
         {
             "name": "fake",
-            "data": {name: {"kind": "synthwiki", "seed": 0} for name in ("train", "test")},
+            "data": {
+                name: {"kind": "synthwiki", "seed": seed}
+                for seed, name in enumerate(("train", "test"))
+            },
             "searcher": {"model": "a-searcher"},
             "generator": {"model": "a-generator"},
             "evaluation": {"questions": count},

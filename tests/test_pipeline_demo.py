@@ -14,20 +14,14 @@ from searchrl.reporting.metrics_log import read_metrics
 from tests.command_line import good
 
 pytestmark = pytest.mark.pipeline
-SHORT = [
-    "--set",
-    "run.steps=3",
-    "--set",
-    "run.save_every=2",
-    "--set",
-    "data.train.questions=200",
-    "--set",
-    "data.test.questions=60",
-    "--set",
-    "evaluation.questions=60",
-    "--threads",
-    "1",
-]
+SHORT = (
+    *("--set", "run.steps=3"),
+    *("--set", "run.save_every=2"),
+    *("--set", "data.train.questions=200"),
+    *("--set", "data.test.questions=60"),
+    *("--set", "evaluation.questions=60"),
+    *("--threads", "1"),
+)
 
 
 def demo(out: Path, recipe: str, *more: str) -> dict[str, Any]:

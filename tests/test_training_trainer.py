@@ -247,10 +247,10 @@ def test_status_says_how_a_run_ended(
     assert status(tmp_path) == expected
 
 
-def test_a_recipe_whose_model_is_missing_ends_in_error(model: Path, tmp_path: Path) -> None:
+def test_a_recipe_whose_model_is_missing_leaves_no_run(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such directory"):
         run(small_recipe(model, f'searcher.model="{tmp_path}/absent"'), tmp_path / "run")
-    assert status(tmp_path / "run") == "error"
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 _HOLDER = """

@@ -6,8 +6,8 @@ and nothing about it can be memorised from another world: names never repeat acr
 
 A question follows a chain of relations from a named entity. Only the first passage of a chain
 mentions anything in the question; the bridge entities between the passages are not in it, so one
-retrieval with the question finds the first gold passage (99 times in 100) and, for two and three
-hops, misses the rest.
+retrieval with the question finds the first gold passage and, for two and three hops, misses the
+rest.
 """
 
 from __future__ import annotations
