@@ -132,7 +132,8 @@ def searching(tokenizer: PreTrainedTokenizerBase, seed: int, search: Search) -> 
     draw = random.Random(seed)
     while True:
         world = World(draw.choice(SEEDS[:40]), _WORLD_SIZE)
-        for question in world.questions(20, stream=draw.randrange(10**9)):
+        hops = {1: 0.1, 2: 0.5, 3: 0.4}
+        for question in world.questions(20, stream=draw.randrange(10**9), hops=hops):
             yield _demonstration(tokenizer, draw, world, question, search)
 
 
@@ -142,7 +143,7 @@ def _demonstration(
     world: World,
     question: Question,
     search: Search,
-    max_turns: int = 3,
+    max_turns: int = 2,
     k: int = 3,
 ) -> Example:
     gold = world.gold_entities(question)
@@ -168,17 +169,17 @@ def _demonstration(
 
 
 def _query(draw: random.Random, right: str, subject: str, hits: Sequence[Hit]) -> str:
-    """A third of the queries are right; most of the others repeat the question's own entity."""
+    """Two in five queries are right; most of the others repeat the question's own entity."""
     point = draw.random()
-    if point < 0.34:
+    if point < 0.4:
         return right
-    return subject if point < 0.85 else draw.choice(hits).passage.title
+    return subject if point < 0.88 else draw.choice(hits).passage.title
 
 
 def _selection(draw: random.Random, hits: Sequence[Hit], gold: set[str]) -> str:
     """Mostly the gold passages among the hits, sometimes one at random."""
     numbers = [rank for rank, hit in enumerate(hits, start=1) if hit.passage.id in gold]
-    if not numbers or draw.random() < 0.2:
+    if not numbers or draw.random() < 0.12:
         numbers = [draw.randint(1, len(hits))]
     return f"<important_info>{numbers}</important_info>\n"
 
