@@ -7,8 +7,9 @@ Four lessons, all over worlds whose seeds (5,000 to 9,999) nothing else uses:
 - ``reading``: several questions over a few passages, every answer a copy.
 - ``answering``: the generator's task. One, two and three hops; the bridges are thought aloud
   between ``<think>`` tags; where a needed passage is missing the answer is "unknown".
-- ``searching``: demonstrations of the s3 protocol by a mediocre searcher. It mostly searches for
-  what the question already names, so reinforcement learning has something to improve.
+- ``searching``: demonstrations of the s3 protocol, first by a good searcher and then by a mediocre
+  one that mostly searches for what the question already names. Reinforcement learning then has
+  something to improve, and an ability to find: what a searcher cannot do at all is never rewarded.
 """
 
 from __future__ import annotations
@@ -127,14 +128,23 @@ def spoken_answer(question: Question, gold: Sequence[Entity], shown: Sequence[En
     return _thought(bridges) + question.answers[0]
 
 
-def searching(tokenizer: PreTrainedTokenizerBase, seed: int, search: Search) -> Iterator[Example]:
-    """One demonstration of the s3 protocol a sequence."""
+def searching(
+    tokenizer: PreTrainedTokenizerBase, seed: int, search: Search, right: float
+) -> Iterator[Example]:
+    """One demonstration of the s3 protocol a sequence.
+
+    Args:
+        tokenizer: the tiny tokenizer.
+        seed: fixes the stream.
+        search: the demonstrator's search engine.
+        right: share of queries that are right; most others repeat the question's own entity.
+    """
     draw = random.Random(seed)
     while True:
         world = World(draw.choice(SEEDS[:40]), _WORLD_SIZE)
         hops = {1: 0.1, 2: 0.5, 3: 0.4}
         for question in world.questions(20, stream=draw.randrange(10**9), hops=hops):
-            yield _demonstration(tokenizer, draw, world, question, search)
+            yield _demonstration(tokenizer, draw, world, question, search, right)
 
 
 def _demonstration(
@@ -143,6 +153,7 @@ def _demonstration(
     world: World,
     question: Question,
     search: Search,
+    right: float,
     max_turns: int = 2,
     k: int = 3,
 ) -> Example:
@@ -158,22 +169,19 @@ def _demonstration(
         if turn == max_turns or (done and draw.random() < 0.9):
             builder.said(f"{text}<search_complete>True</search_complete>")
             break
-        right = gold[min(found, len(gold) - 1)].name
-        query = _query(draw, right, gold[0].name, hits)
+        bridge = gold[min(found, len(gold) - 1)].name
+        query = bridge if draw.random() < right else _wrong_query(draw, gold[0].name, hits)
         text += f'<search_complete>False</search_complete>\n<query>{{"query": "{query}"}}</query>'
         builder.said(text)
         hits = search(world, query, k)
-        found += query == right and found < len(gold)
+        found += query == bridge and found < len(gold)
         builder.read(render_observation(render_hits(hits)), 0.0)
     return builder.example()
 
 
-def _query(draw: random.Random, right: str, subject: str, hits: Sequence[Hit]) -> str:
-    """Two in five queries are right; most of the others repeat the question's own entity."""
-    point = draw.random()
-    if point < 0.4:
-        return right
-    return subject if point < 0.88 else draw.choice(hits).passage.title
+def _wrong_query(draw: random.Random, subject: str, hits: Sequence[Hit]) -> str:
+    """Mostly what the question already names, sometimes another title."""
+    return subject if draw.random() < 0.85 else draw.choice(hits).passage.title
 
 
 def _selection(draw: random.Random, hits: Sequence[Hit], gold: set[str]) -> str:

@@ -42,12 +42,13 @@ from searchrl.training.supervised import Example, SupervisedSettings, train_supe
 STAGES = ("tokenizer", "generator", "searcher")
 COPYING_EXAMPLES = 20_000
 READING_EXAMPLES = 3_500
+GOOD_DEMONSTRATIONS = 3_000
 SETTINGS = {
     "generator": SupervisedSettings(
         steps=1_850, tokens_per_step=2_048, learning_rate=2e-3, warmup_steps=100, autocast=True
     ),
     "searcher": SupervisedSettings(
-        steps=400, tokens_per_step=2_048, learning_rate=7e-4, warmup_steps=50, autocast=True
+        steps=750, tokens_per_step=2_048, learning_rate=1e-3, warmup_steps=50, autocast=True
     ),
 }
 
@@ -92,7 +93,9 @@ def make_generator(options: argparse.Namespace) -> None:
 def make_searcher(options: argparse.Namespace) -> None:
     """The searcher that training starts from: reads like the generator, searches badly."""
     tokenizer = _tokenizer(options)
-    stream = lessons.searching(tokenizer, options.seed + 5, _bm25_search)
+    good = lessons.searching(tokenizer, options.seed + 5, _bm25_search, right=0.95)
+    mediocre = lessons.searching(tokenizer, options.seed + 6, _bm25_search, right=0.4)
+    stream = itertools.chain(itertools.islice(good, GOOD_DEMONSTRATIONS), mediocre)
     model = AutoModelForCausalLM.from_pretrained(options.out / "generator", dtype=torch.float32)
     _teach("searcher", model, tokenizer, stream, options, options.out / "searcher")
 
