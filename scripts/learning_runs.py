@@ -33,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = [(recipe, seed) for recipe in RECIPES for seed in SEEDS]
     with ThreadPoolExecutor(options.jobs) as pool:
-        paths = list(pool.map(lambda run: _run(*run, options.out), runs))
+        paths = list(pool.map(lambda run: _run(run[0], run[1], options.out), runs))
     print(_table(runs, paths))
     curves = {
         f"{recipe.removeprefix('tiny-').upper()}, seed {seed}": _accuracy_curve(path)
