@@ -20,7 +20,7 @@ from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.protocol import Hit
 from searchrl.rewards.text import answer_span
 
-WORLD = World(4_900, 400)
+WORLD = World(4_900, 1_000)
 
 
 @pytest.fixture(scope="module")
