@@ -16,8 +16,9 @@ from tests.command_line import good
 pytestmark = pytest.mark.pipeline
 SHORT = (
     *("--set", "run.steps=3"),
+    *("--set", "rollout.questions_per_step=4"),
     *("--set", "run.save_every=2"),
-    *("--set", "data.train.questions=200"),
+    *("--set", "data.train.questions=100"),
     *("--set", "data.test.questions=60"),
     *("--set", "evaluation.questions=60"),
     *("--threads", "1"),
@@ -49,7 +50,7 @@ def test_demo_runs_every_stage(recipe: str, tmp_path: Path) -> None:
     assert methods["oracle"]["accuracy"] > 0.75
     assert methods["oracle"]["gold_recall"]["mean"] == 1.0
     assert methods["s3"]["vs_rag"]["n"] == 60
-    assert summary["training_episodes"] == 3 * 16 * 8
+    assert summary["training_episodes"] == 3 * 4 * 8
     assert set(summary["seconds"]) >= {"index", "precompute", "train", "evaluate", "total"}
     metrics = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3]
