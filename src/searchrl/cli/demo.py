@@ -65,6 +65,7 @@ def command(
 
 def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[Any]:
     """All stages; ``seconds`` is filled as they end."""
+    from searchrl.cli.precompute import fill_cache
     from searchrl.cli.progress import progress
     from searchrl.cli.train import training_note
     from searchrl.evaluation.comparison import compare
@@ -76,7 +77,7 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
             advance(1, f"{len(experiment.train.questions)} training questions")
             advance(2, f"{len(experiment.test.questions)} held-out questions")
         with _timed(seconds, "precompute"):
-            _precompute(experiment)
+            fill_cache(experiment)
         with (
             _timed(seconds, "train"),
             progress("training", experiment.recipe.run.steps) as advance,
@@ -96,27 +97,6 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
                 experiment.method("oracle", split),
             ]
             return compare(experiment, methods, out, progress, str(trained))
-
-
-def _precompute(experiment: Experiment) -> None:
-    import asyncio
-
-    from searchrl.cli.progress import progress
-    from searchrl.training.precompute import precompute
-
-    split = experiment.train
-    with progress("naive RAG", len(split.questions)) as advance:
-        asyncio.run(
-            precompute(
-                split.questions,
-                split.retriever,
-                experiment.recipe.reward.rag_k,
-                experiment.generator,
-                experiment.judge,
-                experiment.cache(),
-                lambda done: advance(done, ""),
-            )
-        )
 
 
 @contextmanager

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads
+
+if TYPE_CHECKING:
+    from searchrl.experiment import Experiment
+    from searchrl.training.precompute import PrecomputeReport
 
 
 def command(
@@ -25,36 +29,42 @@ def command(
 
     Example: searchrl precompute tiny-grpo --out runs/first
     """
-    import asyncio
-
     from searchrl.cli.machine import use_machine
-    from searchrl.cli.progress import progress
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.rewards.rag_cache import write_original
-    from searchrl.training.precompute import precompute
 
     use_machine(threads)
     experiment = Experiment(load_recipe(recipe, overrides or ()), out)
-    split, cache = experiment.train, experiment.cache()
-    with progress("naive RAG", len(split.questions)) as advance:
-        done = asyncio.run(
-            precompute(
-                split.questions,
-                split.retriever,
-                experiment.recipe.reward.rag_k,
-                experiment.generator,
-                experiment.judge,
-                cache,
-                lambda count: advance(count, ""),
-            )
-        )
+    done = fill_cache(experiment)
     if original is not None:
-        write_original(original, cache)
+        write_original(original, experiment.cache())
     facts = {"questions": done.questions, "computed": done.computed, "solved": done.solved}
     if as_json:
         typer.echo(json.dumps(facts))
     else:
         typer.echo(
             f"naive RAG answers {done.solved} of {done.questions} questions ({done.computed} new)"
+        )
+
+
+def fill_cache(experiment: Experiment) -> PrecomputeReport:
+    """Answer an experiment's training questions by naive RAG, with progress."""
+    import asyncio
+
+    from searchrl.cli.progress import progress
+    from searchrl.training.precompute import precompute
+
+    split = experiment.train
+    with progress("naive RAG", len(split.questions)) as advance:
+        return asyncio.run(
+            precompute(
+                split.questions,
+                split.retriever,
+                experiment.recipe.reward.rag_k,
+                experiment.generator,
+                experiment.judge,
+                experiment.cache(),
+                lambda done: advance(done, ""),
+            )
         )

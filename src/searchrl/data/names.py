@@ -5,6 +5,8 @@ from numbers to names is a bijection, so worlds with different seeds share no na
 and at any size. Names come in families of four that share their first word and the first syllable
 of their last ("Velmo Dorvik", "Velmo Dorlan", ...): the near-duplicates that a search has to
 tell apart.
+
+The last word depends on the place in the block alone, so it repeats across worlds, in other names.
 """
 
 from __future__ import annotations

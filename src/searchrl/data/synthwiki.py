@@ -2,7 +2,7 @@
 
 People, cities, countries, companies, films, books and rivers, one passage an entity. Every fact is
 a pure function of (seed, entity, relation), so a world of any size is streamed in constant memory
-and nothing about it can be memorised from another world: names never repeat across seeds.
+and no fact carries over from another world: names never repeat across seeds.
 
 A question follows a chain of relations from a named entity. Only the first passage of a chain
 mentions anything in the question; the bridge entities between the passages are not in it, so one
