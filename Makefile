@@ -22,7 +22,7 @@ lint: .venv/searchrl-dev
 	$(BIN)/mypy
 
 unit: .venv/searchrl-dev
-	$(BIN)/python -m pytest -q -m "not pipeline"
+	$(BIN)/python -m pytest -q -m "not pipeline" -n auto --dist worksteal
 
 pipeline: .venv/searchrl-dev
 	$(BIN)/python -m pytest -q -m pipeline
