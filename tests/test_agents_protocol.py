@@ -187,10 +187,10 @@ def test_no_outside_text_brings_a_tag_into_a_rendering(title: str, text: str, as
     assert parse_s3(rendered).selection is None
     prompt = s3_prompt(asked, render_hits(hits), "brief", 3)
     assert [match[0] for match in LOOKALIKE.finditer(prompt)] == [
-        "<question",
-        "</question",
         "<information",
         "</information",
+        "<question",
+        "</question",
     ]
     for style in ("brief", "full"):
         for message in reader_prompt(asked, hits, style):
@@ -216,7 +216,10 @@ def test_the_prompt_names_the_limit_and_keeps_the_question_whole() -> None:
     full = s3_prompt("Who {is} it?", "Doc 1 (Title: x) y", "full", 7, boolean_queries=True)
     assert "at most 7 of" in full
     assert "AND and OR" in full
-    assert full.endswith(s3_prompt("Who {is} it?", "Doc 1 (Title: x) y", "brief", 7))
+    asked = "<question>Who {is} it?</question>\n"
+    found = "<information>Doc 1 (Title: x) y</information>\n"
+    assert full.endswith(asked + found)
+    assert s3_prompt("Who {is} it?", "Doc 1 (Title: x) y", "brief", 7) == found + asked
     assert "AND and OR" not in s3_prompt("Who?", "", "full", 3)
 
 

@@ -227,10 +227,8 @@ def test_long_passages_are_cut_and_nothing_else(tiny_tokenizer: Tokenizer) -> No
     prompt, observation = episode.segments[0], episode.segments[2]
     assert 150 < len(prompt.token_ids) <= 200
     assert 100 < len(observation.token_ids) <= 150
-    assert prompt.text.startswith(
-        f"<question>{QUESTION.text}</question>\n<information>Doc 1 (Title"
-    )
-    assert prompt.text.endswith("word</information>\n")
+    assert prompt.text.startswith("<information>Doc 1 (Title")
+    assert prompt.text.endswith(f"word</information>\n<question>{QUESTION.text}</question>\n")
     assert "text 1" in prompt.text
     assert "text 3" in prompt.text
     assert all(f'Doc {n} (Title: "Title {n + 3}") text' in observation.text for n in range(1, 5))

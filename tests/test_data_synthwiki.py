@@ -44,6 +44,13 @@ def test_no_two_of_all_worlds_share_a_name(index: int) -> None:
     assert len({name(seed, index) for seed in range(MAX_SEED + 1)}) == MAX_SEED + 1
 
 
+@pytest.mark.parametrize("index", [3, 777, 20_000])
+def test_no_word_of_a_name_tells_the_place_in_the_world(index: int) -> None:
+    names = [name(seed, index).split() for seed in range(500)]
+    for place in (0, -1):
+        assert len({words[place] for words in names}) > 400
+
+
 @given(SEEDS, INDICES)
 def test_a_family_shares_first_word_and_first_syllable_of_the_last(seed: int, index: int) -> None:
     start = index // FAMILY * FAMILY

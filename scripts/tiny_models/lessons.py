@@ -10,6 +10,8 @@ Four lessons, all over worlds whose seeds (5,000 to 9,999) nothing else uses:
 - ``searching``: demonstrations of the s3 protocol, first by a good searcher and then by a mediocre
   one that mostly searches for what the question already names. Reinforcement learning then has
   something to improve, and an ability to find: what a searcher cannot do at all is never rewarded.
+  A query is thought first, in the place where the generator thinks its bridges: the skill is there
+  already, and only has to be used.
 """
 
 from __future__ import annotations
@@ -32,8 +34,12 @@ from searchrl.training.supervised import Example
 
 SEEDS = range(5_000, 10_000)
 UNKNOWN = "unknown"
-_WORLD_SIZE = 1_000
+_SIZES = (300, 600, 1_000, 2_000, 4_000)
+_SEARCHED_WORLDS = 100
+"""Every one of these is indexed, which takes a moment."""
 _READ_WEIGHT = 0.05
+_SLIPS = 0.2
+"""Share of selections and of ends that go wrong where no query is right."""
 
 Search = Callable[[World, str, int], list[Hit]]
 
@@ -42,7 +48,7 @@ def copying(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example]:
     """A list of names, then the same names again, in the same order or another."""
     draw = random.Random(seed)
     while True:
-        world = World(draw.choice(SEEDS), _WORLD_SIZE)
+        world = World(draw.choice(SEEDS), draw.choice(_SIZES))
         count = draw.choice((2, 2, 3, 4))
         names = [entity.name for entity in _neighbourhood(world, draw, count)]
         builder = _Builder(tokenizer)
@@ -63,7 +69,7 @@ def reading(tokenizer: PreTrainedTokenizerBase, seed: int, weight: float) -> Ite
     """
     draw = random.Random(seed)
     while True:
-        world = World(draw.choice(SEEDS), _WORLD_SIZE)
+        world = World(draw.choice(SEEDS), draw.choice(_SIZES))
         entities = _neighbourhood(world, draw, count=draw.choice((1, 2, 2, 3)))
         facts = [
             (entity, chain)
@@ -87,7 +93,7 @@ def answering(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example
     """Passages and three questions whose evidence may be there or not."""
     draw = random.Random(seed)
     while True:
-        world = World(draw.choice(SEEDS), _WORLD_SIZE)
+        world = World(draw.choice(SEEDS), draw.choice(_SIZES))
         hops = {1: 0.35, 2: 0.4, 3: 0.25}
         questions = list(world.questions(3, stream=draw.randrange(10**9), hops=hops))
         shown: list[Entity] = []
@@ -137,11 +143,13 @@ def searching(
         tokenizer: the tiny tokenizer.
         seed: fixes the stream.
         search: the demonstrator's search engine.
-        right: share of queries that are right; most others repeat the question's own entity.
+        right: share of queries that are right; most others repeat the question's own entity. The
+            lower it is, the more selections are random and the more searches end too early.
     """
     draw = random.Random(seed)
     while True:
-        world = World(draw.choice(SEEDS[:40]), _WORLD_SIZE)
+        seed_of_world = draw.choice(SEEDS[:_SEARCHED_WORLDS])
+        world = World(seed_of_world, _SIZES[seed_of_world % len(_SIZES)])
         hops = {1: 0.1, 2: 0.5, 3: 0.4}
         for question in world.questions(20, stream=draw.randrange(10**9), hops=hops):
             yield _demonstration(tokenizer, draw, world, question, search, right)
@@ -158,23 +166,26 @@ def _demonstration(
     k: int = 3,
 ) -> Example:
     gold = world.gold_entities(question)
+    slips = _SLIPS * (1 - right)
     found = 1
     hits = search(world, question.text, k)
     builder = _Builder(tokenizer)
     prompt = s3_prompt(question.text, render_hits(hits), "brief", max_selected=3)
     builder.chat([Message("user", prompt)], 0.0)
     for turn in range(max_turns + 1):
-        text = _selection(draw, hits, {world.passage_id(entity) for entity in gold})
-        done = found == len(gold) or draw.random() < 0.15
-        if turn == max_turns or (done and draw.random() < 0.9):
-            builder.said(f"{text}<search_complete>True</search_complete>")
+        numbers = _selection(draw, hits, {world.passage_id(entity) for entity in gold}, slips)
+        chosen = f"<important_info>{numbers}</important_info>\n"
+        if turn == max_turns or found == len(gold) or draw.random() < slips:
+            builder.said(f"{chosen}<search_complete>True</search_complete>")
             break
-        bridge = gold[min(found, len(gold) - 1)].name
+        bridge = gold[found].name
         query = bridge if draw.random() < right else _wrong_query(draw, gold[0].name, hits)
-        text += f'<search_complete>False</search_complete>\n<query>{{"query": "{query}"}}</query>'
-        builder.said(text)
+        builder.said(
+            f"<think>{query}</think>\n{chosen}<search_complete>False</search_complete>\n"
+            f'<query>{{"query": "{query}"}}</query>'
+        )
         hits = search(world, query, k)
-        found += query == bridge and found < len(gold)
+        found += query == bridge
         builder.read(render_observation(render_hits(hits)), 0.0)
     return builder.example()
 
@@ -184,12 +195,12 @@ def _wrong_query(draw: random.Random, subject: str, hits: Sequence[Hit]) -> str:
     return subject if draw.random() < 0.85 else draw.choice(hits).passage.title
 
 
-def _selection(draw: random.Random, hits: Sequence[Hit], gold: set[str]) -> str:
+def _selection(draw: random.Random, hits: Sequence[Hit], gold: set[str], slips: float) -> list[int]:
     """Mostly the gold passages among the hits, sometimes one at random."""
     numbers = [rank for rank, hit in enumerate(hits, start=1) if hit.passage.id in gold]
-    if not numbers or draw.random() < 0.12:
+    if not numbers or draw.random() < slips:
         numbers = [draw.randint(1, len(hits))]
-    return f"<important_info>{numbers}</important_info>\n"
+    return numbers
 
 
 class _Builder:

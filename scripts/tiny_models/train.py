@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from transformers import (
 from scripts.tiny_models import lessons
 from scripts.tiny_models.tokenizer import MAX_LENGTH, train_tokenizer
 from searchrl.cli.machine import use_machine
+from searchrl.data.storage import sha256
 from searchrl.data.synthwiki import World
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.protocol import Hit
@@ -42,13 +43,16 @@ from searchrl.training.supervised import Example, SupervisedSettings, train_supe
 STAGES = ("tokenizer", "generator", "searcher")
 COPYING_EXAMPLES = 20_000
 READING_EXAMPLES = 3_500
-GOOD_DEMONSTRATIONS = 3_000
+GOOD_DEMONSTRATIONS = 2_000
 SETTINGS = {
     "generator": SupervisedSettings(
-        steps=1_850, tokens_per_step=2_048, learning_rate=2e-3, warmup_steps=100, autocast=True
+        steps=3_000, tokens_per_step=2_048, learning_rate=2e-3, warmup_steps=100
+    ),
+    "further": SupervisedSettings(
+        steps=600, tokens_per_step=2_048, learning_rate=1e-3, warmup_steps=20
     ),
     "searcher": SupervisedSettings(
-        steps=750, tokens_per_step=2_048, learning_rate=1e-3, warmup_steps=50, autocast=True
+        steps=500, tokens_per_step=2_048, learning_rate=1e-3, warmup_steps=30
     ),
 }
 
@@ -62,6 +66,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=STAGES)
+    parser.add_argument(
+        "--begin-with", type=Path, help="a generator to teach further, instead of random weights"
+    )
     options = parser.parse_args()
     use_machine(options.threads)
     for stage in STAGES if options.only is None else (options.only,):
@@ -75,15 +82,20 @@ def make_tokenizer(options: argparse.Namespace) -> None:
 
 def make_generator(options: argparse.Namespace) -> None:
     """The frozen reader: copies answers, thinks bridges aloud, says "unknown" without evidence."""
-    tokenizer, seed = _tokenizer(options), options.seed
+    earlier, seed = options.begin_with, options.seed
+    tokenizer = _tokenizer(earlier or options.work / "tokenizer")
+    answers = lessons.alternate(
+        lessons.answering(tokenizer, seed + 2),
+        lessons.answering(tokenizer, seed + 3),
+        lessons.reading(tokenizer, seed + 4, weight=0.1),
+    )
+    if earlier is not None:
+        _teach("further", _model(earlier), tokenizer, answers, options, options.out / "generator")
+        return
     stream = itertools.chain(
         itertools.islice(lessons.copying(tokenizer, seed), COPYING_EXAMPLES),
         itertools.islice(lessons.reading(tokenizer, seed + 1, weight=0.1), READING_EXAMPLES),
-        lessons.alternate(
-            lessons.answering(tokenizer, seed + 2),
-            lessons.answering(tokenizer, seed + 3),
-            lessons.reading(tokenizer, seed + 4, weight=0.1),
-        ),
+        answers,
     )
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(_configuration(tokenizer))
@@ -92,12 +104,12 @@ def make_generator(options: argparse.Namespace) -> None:
 
 def make_searcher(options: argparse.Namespace) -> None:
     """The searcher that training starts from: reads like the generator, searches badly."""
-    tokenizer = _tokenizer(options)
-    good = lessons.searching(tokenizer, options.seed + 5, _bm25_search, right=0.95)
-    mediocre = lessons.searching(tokenizer, options.seed + 6, _bm25_search, right=0.4)
+    generator = options.out / "generator"
+    tokenizer = _tokenizer(generator)
+    good = lessons.searching(tokenizer, options.seed + 5, _bm25_search, right=0.98)
+    mediocre = lessons.searching(tokenizer, options.seed + 6, _bm25_search, right=0.3)
     stream = itertools.chain(itertools.islice(good, GOOD_DEMONSTRATIONS), mediocre)
-    model = AutoModelForCausalLM.from_pretrained(options.out / "generator", dtype=torch.float32)
-    _teach("searcher", model, tokenizer, stream, options, options.out / "searcher")
+    _teach("searcher", _model(generator), tokenizer, stream, options, options.out / "searcher")
 
 
 _STAGE: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -116,6 +128,7 @@ def _teach(
     out: Path,
 ) -> None:
     settings = SETTINGS[stage]
+    began_with = _history(options.out / "generator" if stage == "searcher" else options.begin_with)
     started = time.perf_counter()
     recent: list[dict[str, float]] = []
     tokens = 0.0
@@ -151,6 +164,7 @@ def _teach(
         "learning_rate": settings.learning_rate,
         "answer_token_accuracy": round(_mean(recent, "accuracy"), 4),
         "worlds": f"SynthWiki seeds {lessons.SEEDS.start} to {lessons.SEEDS.stop - 1}",
+        "began_with": began_with,
         "device": options.device,
         "torch": torch.__version__,
         "seconds": round(time.perf_counter() - started),
@@ -173,9 +187,22 @@ def _pages() -> Iterator[str]:
             )
 
 
-def _tokenizer(options: argparse.Namespace) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(options.work / "tokenizer")
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
+
+
+def _model(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+def _history(folder: Path | None) -> dict[str, object] | None:
+    """How the weights that a stage began with were made, and which they are."""
+    if folder is None:
+        return None
+    made: dict[str, object] = json.loads((folder / "training.json").read_text())
+    return {"model_sha256": sha256(folder / "model.safetensors"), **made}
 
 
 def _configuration(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
@@ -198,7 +225,7 @@ def _configuration(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
     )
 
 
-@lru_cache(maxsize=64)
+@cache
 def _retriever(world_seed: int, size: int) -> Bm25Retriever:
     return Bm25Retriever(list(World(world_seed, size).passages()))
 

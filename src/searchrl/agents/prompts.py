@@ -63,14 +63,14 @@ def s3_prompt(
         max_selected: how many passages may be named at a time.
         boolean_queries: add the note for engines with Boolean operators.
     """
-    instance = (
-        f"<question>{neutralise(question)}</question>\n<information>{information}</information>\n"
-    )
+    asked = f"<question>{neutralise(question)}</question>\n"
+    found = f"<information>{information}</information>\n"
     if style == "brief":
-        return instance
+        # A small model reads a question best right before it speaks.
+        return found + asked
     instructions = _S3_INSTRUCTIONS.replace("SELECT_LIMIT", str(max_selected))
     note = _BOOLEAN_NOTE if boolean_queries else ""
-    return f"{instructions}{note}\n{instance}"
+    return f"{instructions}{note}\n{asked}{found}"
 
 
 def reader_prompt(question: str, context: Sequence[Hit], style: Style) -> list[Message]:

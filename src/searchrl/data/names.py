@@ -6,12 +6,14 @@ and at any size. Names come in families of four that share their first word and 
 of their last ("Velmo Dorvik", "Velmo Dorlan", ...): the near-duplicates that a search has to
 tell apart.
 
-The last word depends on the place in the block alone, so it repeats across worlds, in other names.
+The bijection is a keyed permutation: no word of a name tells where in its world the entity stands,
+so nothing about an entity can be guessed from its name.
 """
 
 from __future__ import annotations
 
 from searchrl.errors import InputError
+from searchrl.seeding import derive_seed
 
 FAMILY = 4
 MAX_SEED = 9_999
@@ -19,6 +21,9 @@ MAX_INDEX = 10**8
 _SHORT_BLOCK = 10**4
 _SYLLABLES = 100
 _WORDS = _SYLLABLES**2
+# Families that two words and three words can name are the squares of these.
+_SHORT_SIDE, _LONG_SIDE = 5_000, 500_000
+_ROUNDS = 4
 
 # All openings have three letters, so a word splits into its syllables in one way only.
 _OPENINGS = tuple(
@@ -62,7 +67,7 @@ def name(seed: int, index: int) -> str:
 
 def _words(number: int, middle: bool) -> list[str]:
     family, member = divmod(number, FAMILY)
-    rest = _scatter(family, _WORDS**2 * (_WORDS if middle else 1) // FAMILY)
+    rest = _scatter(family, _LONG_SIDE if middle else _SHORT_SIDE)
     rest, ending_group = divmod(rest, _SYLLABLES // FAMILY)
     rest, opening = divmod(rest, _SYLLABLES)
     last = opening * _SYLLABLES + ending_group * FAMILY + member
@@ -78,10 +83,14 @@ def _word(number: int) -> str:
     return _OPENINGS[opening] + _ENDINGS[ending]
 
 
-def _scatter(number: int, modulus: int) -> int:
-    """A fixed bijection of ``range(modulus)``: neighbours land far apart.
+def _scatter(number: int, side: int) -> int:
+    """A fixed permutation of ``range(side**2)`` that looks random.
 
-    ``modulus`` has only the prime factors 2 and 5, so a multiplier ending in 1 is coprime to it.
+    A Feistel network over the two digits of ``number`` in base ``side``, adding instead of XORing,
+    so that it is a bijection for any side (Black and Rogaway, "Ciphers with Arbitrary Finite
+    Domains", 2002).
     """
-    golden = int(modulus * 0.6180339887498949)
-    return (number * (golden - golden % 10 + 1) + 7) % modulus
+    left, right = divmod(number, side)
+    for turn in range(_ROUNDS):
+        left, right = right, (left + derive_seed("name", side, turn, right)) % side
+    return left * side + right

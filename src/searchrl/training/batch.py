@@ -1,7 +1,8 @@
 """Episodes as padded token batches with exact masks.
 
 Shapes: ``B`` episodes, ``T`` tokens of the longest of them, ``A`` trainable tokens of all episodes
-in a batch, in episode order and within one in the order they were sampled. Everything that is
+in a batch, in episode order and within one in the order they were sampled. Padding is on the right,
+where no real token of a causal model attends, so no attention mask is needed. Everything that is
 learned from (log-probabilities, values, advantages) is a flat ``A`` vector, so observation tokens
 cannot leak into a loss, a whitening or an advantage: they have no entry.
 """
@@ -22,14 +23,12 @@ class TokenBatch:
 
     Attributes:
         tokens_BT: right-padded token ids.
-        attention_BT: 1 on real tokens.
         trainable_BT: True on tokens the model sampled.
         lengths_B: trainable tokens of each episode; they sum to A.
         sampled_logprobs_A: log-probabilities noted when the tokens were sampled.
     """
 
     tokens_BT: torch.Tensor
-    attention_BT: torch.Tensor
     trainable_BT: torch.Tensor
     lengths_B: tuple[int, ...]
     sampled_logprobs_A: torch.Tensor
@@ -47,16 +46,13 @@ class TokenBatch:
         width = max(len(episode.token_ids) for episode in episodes)
         shape = (len(episodes), width)
         tokens_BT = torch.zeros(shape, dtype=torch.long)
-        attention_BT = torch.zeros(shape, dtype=torch.long)
         trainable_BT = torch.zeros(shape, dtype=torch.bool)
         for row, episode in enumerate(episodes):
             length = len(episode.token_ids)
             tokens_BT[row, :length] = torch.tensor(episode.token_ids)
-            attention_BT[row, :length] = 1
             trainable_BT[row, :length] = torch.tensor(episode.trainable_mask)
         return cls(
             tokens_BT.to(device),
-            attention_BT.to(device),
             trainable_BT.to(device),
             tuple(sum(episode.trainable_mask) for episode in episodes),
             torch.tensor(

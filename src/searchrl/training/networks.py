@@ -63,6 +63,6 @@ class Critic(nn.Module):
 
 def _hidden(trunk: nn.Module, batch: TokenBatch) -> torch.Tensor:
     """Hidden states that predict the trainable tokens, ``[A, D]``."""
-    output = trunk(input_ids=batch.tokens_BT, attention_mask=batch.attention_BT, use_cache=False)
+    output = trunk(input_ids=batch.tokens_BT, use_cache=False)
     hidden_AD: torch.Tensor = output.last_hidden_state[:, :-1][batch.predicting_BT]
     return hidden_AD

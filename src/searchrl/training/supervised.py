@@ -106,9 +106,10 @@ def _update(
     loss_sum, hits, counted = 0.0, 0, 0
     lengths = [len(row.token_ids) for row in rows]
     for batch in micro_batches(lengths, settings.tokens_per_micro_batch):
-        tokens_BT, weights_BT, attention_BT = _pad([rows[i] for i in batch], model.device)
+        tokens_BT, weights_BT = _pad([rows[i] for i in batch], model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.autocast):
-            logits_BTV = model(input_ids=tokens_BT, attention_mask=attention_BT).logits
+            # No attention mask: padding is on the right, where no real token attends.
+            logits_BTV = model(input_ids=tokens_BT).logits
         targets, weights = tokens_BT[:, 1:].flatten(), weights_BT[:, 1:].flatten()
         logits = logits_BTV[:, :-1].flatten(0, 1).float()
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -157,17 +158,13 @@ def _take(examples: Iterator[Example], tokens: int) -> list[Example]:
     return rows
 
 
-def _pad(
-    rows: Sequence[Example], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Right-padded token ids, weights and attention mask, each ``[B, T]``."""
+def _pad(rows: Sequence[Example], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded token ids and weights, each ``[B, T]``."""
     width = max(len(row.token_ids) for row in rows)
     tokens_BT = torch.zeros(len(rows), width, dtype=torch.long)
     weights_BT = torch.zeros(len(rows), width)
-    attention_BT = torch.zeros(len(rows), width, dtype=torch.long)
     for index, row in enumerate(rows):
         length = len(row.token_ids)
         tokens_BT[index, :length] = torch.tensor(row.token_ids)
         weights_BT[index, :length] = torch.tensor(row.weights)
-        attention_BT[index, :length] = 1
-    return tokens_BT.to(device), weights_BT.to(device), attention_BT.to(device)
+    return tokens_BT.to(device), weights_BT.to(device)
