@@ -28,7 +28,7 @@ _MEANINGS: Mapping[str, str] = {
     "seed": "Every random draw of training follows from it.",
     "data.train.kind": "Where the data come from.",
     "retriever.kind": "How passages are found.",
-    "reward.kind": "Gain Beyond RAG, or the share of gold passages in the context.",
+    "reward.kind": "What an episode is worth; see [Rewards](#rewards).",
     "device": "Where the model runs, as in `cpu` or `cuda:0`.",
     "dtype": "Number form of its weights.",
     "methods": "What is compared, in the order of the table.",
@@ -60,12 +60,19 @@ def _sections(name: str, info: FieldInfo) -> Iterator[tuple[str, str, type[BaseM
         if any(list(models_in(field.annotation)) for field in model.model_fields.values()):
             first = SPLITS[0]
             for part in models_in(model.model_fields[first].annotation):
-                kind = get_args(part.model_fields["kind"].annotation)[0]
                 title = " and ".join(f"`[{name}.{split}]`" for split in SPLITS)
-                yield f'{title}, kind = "{kind}"', f"{name}.{first}.", part
+                yield f'{title}, kind = "{_kind(part)}"', f"{name}.{first}.", part
         else:
             optional = type(None) in get_args(info.annotation)
-            yield f"`[{name}]`" + (" (may be left out)" if optional else ""), f"{name}.", model
+            note = f', kind = "{_kind(model)}"' if len(models) > 1 else ""
+            note += " (may be left out)" if optional else ""
+            yield f"`[{name}]`{note}", f"{name}.", model
+
+
+def _kind(variant: type[BaseModel]) -> str:
+    """What a variant of a section calls itself."""
+    kind: str = get_args(variant.model_fields["kind"].annotation)[0]
+    return kind
 
 
 def _table(title: str, prefix: str, model: type[BaseModel]) -> str:

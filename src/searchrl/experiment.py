@@ -19,19 +19,25 @@ from searchrl.agents.agent import Agent
 from searchrl.agents.context import DirectAgent, OracleAgent, RagAgent
 from searchrl.agents.generator import Generator
 from searchrl.agents.s3 import S3Agent
+from searchrl.agents.search_r1 import SearchR1Agent, SearchR1Options
 from searchrl.data.passages import Passage, read_corpus
 from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
+from searchrl.models.protocol import LanguageModel
 from searchrl.recipe import Recipe, RetrieverOptions, SynthWikiData
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.index import build_index, open_index
 from searchrl.retrieval.protocol import Retriever
 from searchrl.rewards.context_recall import ContextRecall
+from searchrl.rewards.custom import CustomReward, load_function
 from searchrl.rewards.gain import GainBeyondRag
 from searchrl.rewards.judge import Judge
+from searchrl.rewards.outcome import OutcomeReward
+from searchrl.rewards.protocol import RewardFunction
 from searchrl.rewards.rag_cache import RagCache
+from searchrl.rewards.search_r1_format import SearchR1FormatReward
 
 if TYPE_CHECKING:
     from searchrl.models.local import LocalModel
@@ -104,16 +110,33 @@ class Experiment:
         """The RAG cache."""
         return RagCache.open(self.recipe.reward.cache or self.directory / "rag_cache.jsonl")
 
-    def reward(self) -> GainBeyondRag | ContextRecall:
+    def reward(self) -> RewardFunction:
         """What training maximises."""
         options = self.recipe.reward
-        if options.kind == "context_recall":
-            return ContextRecall()
-        return GainBeyondRag(self.generator, self.cache(), self.judge, options.scale)
+        match options.kind:
+            case "gain_beyond_rag":
+                return GainBeyondRag(self.generator, self.cache(), self.judge, options.scale)
+            case "context_recall":
+                return ContextRecall()
+            case "search_r1_format":
+                return SearchR1FormatReward(
+                    options.structure_score, options.final_score, options.retrieval_score
+                )
+        # A model that answers itself needs no generator, and none is loaded for it.
+        generator = None if self.recipe.agent.kind == "search_r1" else self.generator
+        if options.kind == "function":
+            name = options.function or ""
+            return CustomReward(name, load_function(name), generator)
+        return OutcomeReward(options.kind, generator)
 
-    def s3(self, searcher: LocalModel, split: Split, name: str = "s3") -> S3Agent:
-        """The s3 agent with one searcher over one split's index."""
-        return S3Agent(searcher, split.retriever, self.recipe.agent, name)
+    def agent(
+        self, searcher: LanguageModel, retriever: Retriever, name: str | None = None
+    ) -> Agent:
+        """The recipe's agent with one searcher over one retriever, called by its kind or a name."""
+        options = self.recipe.agent
+        if isinstance(options, SearchR1Options):
+            return SearchR1Agent(searcher, retriever, options, name or options.kind)
+        return S3Agent(searcher, retriever, options, name or options.kind)
 
     def method(self, name: str, split: Split, searcher: str | None = None) -> Agent:
         """A method by its name in ``evaluation.methods``."""
@@ -123,7 +146,7 @@ class Experiment:
             return RagAgent(split.retriever, self.recipe.reward.rag_k)
         if name == "oracle":
             return OracleAgent(split.passages())
-        return self.s3(self.searcher(searcher), split)
+        return self.agent(self.searcher(searcher), split.retriever)
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test

@@ -14,11 +14,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from searchrl.agents.prompts import Style
 from searchrl.agents.s3 import S3Options
+from searchrl.agents.search_r1 import SearchR1Options
 from searchrl.errors import InputError
 from searchrl.options import Options
 from searchrl.training.options import LearningOptions, RolloutOptions, RunOptions
@@ -112,10 +121,29 @@ class JudgeOptions(Options):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+def _agent_kind(value: Any) -> Any:
+    """The kind of an ``[agent]`` section; s3 where it does not say."""
+    return value.get("kind", "s3") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+AgentOptions = Annotated[
+    Annotated[S3Options, Tag("s3")] | Annotated[SearchR1Options, Tag("search_r1")],
+    Discriminator(_agent_kind),
+]
+
+
 class RewardOptions(Options):
     """What training maximises."""
 
-    kind: Literal["gain_beyond_rag", "context_recall"] = "gain_beyond_rag"
+    kind: Literal[
+        "gain_beyond_rag",
+        "context_recall",
+        "exact_match",
+        "f1",
+        "sub_em",
+        "search_r1_format",
+        "function",
+    ] = "gain_beyond_rag"
     scale: Literal["paper", "code"] = "paper"
     """Gain Beyond RAG: accuracy - base, or the released code's 2 accuracy - base."""
     rag_k: PositiveInt = 3
@@ -124,6 +152,22 @@ class RewardOptions(Options):
     """Do not train on questions that naive RAG already answers."""
     cache: Path | None = None
     """A RAG cache made before; the run directory's own when left out."""
+    structure_score: float = Field(0.2, ge=0, le=1)
+    """Search-R1's format: what a valid form is worth beside a wrong answer."""
+    final_score: float = Field(0.1, ge=0, le=1)
+    """Search-R1's format: what a wrong answer in no valid form is worth."""
+    retrieval_score: float = Field(0.0, ge=0, le=1)
+    """Search-R1's format: what a retrieved gold answer adds to a valid form."""
+    function: str | None = None
+    """A function of your own, as ``module:function``, for the kind ``function``."""
+
+    @model_validator(mode="after")
+    def _check_function(self) -> RewardOptions:
+        if (self.kind == "function") != (self.function is not None):
+            raise ValueError(
+                'kind = "function" and function = "module:function" go together: set both or none'
+            )
+        return self
 
 
 class EvaluationOptions(Options):
@@ -144,7 +188,7 @@ class Recipe(Options):
     searcher: SearcherOptions
     generator: GeneratorOptions
     judge: JudgeOptions | None = None
-    agent: S3Options = S3Options()
+    agent: AgentOptions = S3Options()
     reward: RewardOptions = RewardOptions()
     rollout: RolloutOptions = RolloutOptions()
     learning: LearningOptions = LearningOptions()
@@ -158,6 +202,11 @@ class Recipe(Options):
                 'learning.algorithm = "grpo" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
+        if self.reward.kind == "search_r1_format" and self.agent.kind != "search_r1":
+            raise ValueError(
+                'reward.kind = "search_r1_format" judges the form of Search-R1: '
+                'set agent.kind = "search_r1" or another reward'
+            )
         episodes = self.rollout.questions_per_step * self.rollout.group_size
         if self.learning.mini_batches > episodes:
             raise ValueError(
@@ -165,6 +214,10 @@ class Recipe(Options):
                 "episodes into too many: lower it or raise rollout.questions_per_step"
             )
         return self
+
+
+_KINDS = frozenset({"synthwiki", "files", "s3", "search_r1"})
+"""Kinds of sections, which pydantic puts between a section and its key."""
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -231,7 +284,7 @@ def _explain(errors: Sequence[ErrorDetails]) -> str:
     """One line a user can act on, from pydantic's complaints."""
     # A key that is there and wrong explains more than one that is missing.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in error["loc"] if part not in ("synthwiki", "files"))
+    key = ".".join(str(part) for part in error["loc"] if part not in _KINDS)
     match error["type"]:
         case "extra_forbidden":
             return f"{key} does not go with this section's kind"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 
 from searchrl.agents.agent import Draw
-from searchrl.agents.episode import Action, ActionKind, EndReason, Episode, Turn
+from searchrl.agents.episode import Action, ActionKind, Episode, Turn
 from searchrl.data.passages import Passage
 from searchrl.data.questions import Question
 from searchrl.errors import InfrastructureError, InputError
@@ -49,7 +49,7 @@ class RagAgent:
         try:
             [hits] = await self._retriever.search([question.text], self._k)
         except InfrastructureError as error:
-            episode.end, episode.error = EndReason.INFRASTRUCTURE, str(error)
+            episode.fail(error)
         else:
             query = Action(ActionKind.SEARCH, query=question.text)
             episode.initial = Turn(query, tuple(hits))

@@ -74,11 +74,14 @@ class Turn:
         hits: what a search returned, in rank order; empty otherwise.
         selected: positions in ``hits`` that the model selected later, in its own order; ``None``
             when it never selected among them.
+        well_formed: whether the output has the form its method asks for; ``None`` for methods
+            that ask for none.
     """
 
     action: Action
     hits: tuple[Hit, ...] = ()
     selected: tuple[int, ...] | None = None
+    well_formed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class Episode:
         turns: model outputs in order.
         context: the passages handed to the generator, in order.
         answer: the final answer; ``None`` until one exists.
+        answers_itself: the answer is the method's own, and where there is none, it gave none; a
+            generator is not asked.
         end: why the episode ended.
         reward: set by a reward function.
         error: one line when infrastructure failed.
@@ -121,6 +126,7 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     context: tuple[Hit, ...] = ()
     answer: str | None = None
+    answers_itself: bool = False
     end: EndReason = EndReason.FINISHED
     reward: Reward | None = None
     error: str | None = None
@@ -160,6 +166,18 @@ class Episode:
             yield self.initial
         yield from (turn for turn in self.turns if turn.action.kind is ActionKind.SEARCH)
 
+    def fail(self, error: Exception) -> None:
+        """Note, in one line, that a service failed, which takes the episode out of every score."""
+        self.end = EndReason.INFRASTRUCTURE
+        self.error = " ".join(str(error).split()) or type(error).__name__
+
+    def gather(self) -> tuple[Hit, ...]:
+        """Every passage that was retrieved, each once, in the order of first sight."""
+        seen: dict[str, Hit] = {}
+        for hit in (hit for turn in self.retrievals() for hit in turn.hits):
+            seen.setdefault(hit.passage.id, hit)
+        return tuple(seen.values())
+
     def to_row(self) -> dict[str, Any]:
         """A JSON object for ``episodes.jsonl`` and the report, without token arrays."""
         return {
@@ -174,6 +192,7 @@ class Episode:
             "turns": [_turn_row(turn) for turn in self.turns],
             "context": [_hit_row(hit) for hit in self.context],
             "answer": self.answer,
+            "answers_itself": self.answers_itself,
             "end": self.end.value,
             "reward": None
             if self.reward is None
@@ -187,8 +206,10 @@ def _turn_row(turn: Turn) -> dict[str, Any]:
     return {
         "action": turn.action.kind.value,
         "query": turn.action.query,
+        "answer": turn.action.answer,
         "hits": [_hit_row(hit) for hit in turn.hits],
         "selected": None if turn.selected is None else list(turn.selected),
+        "well_formed": turn.well_formed,
     }
 
 

@@ -9,11 +9,51 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Protocol
 
 from searchrl.agents.budget import fit_hits
+from searchrl.agents.episode import Episode
 from searchrl.agents.prompts import Style, reader_prompt, render_context
 from searchrl.models.protocol import LanguageModel, Sampling
 from searchrl.retrieval.protocol import Hit
+
+
+class AnswerGenerator(Protocol):
+    """The frozen language model that answers from passages."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what decides an answer besides question and context: model, prompt, sampling."""
+        ...
+
+    async def answer(self, question: str, context: Sequence[Hit]) -> str:
+        """Answer a question from passages, in the order given.
+
+        Raises:
+            InfrastructureError: the model failed after its retries.
+        """
+        ...
+
+
+async def final_answer(episode: Episode, generator: AnswerGenerator | None) -> str | None:
+    """An episode's answer, given by the generator where its method does not answer itself.
+
+    Args:
+        episode: a finished one; its ``answer`` is set.
+        generator: may be ``None`` for a method that answers itself.
+
+    Returns:
+        ``None`` when a method that answers itself gave no answer.
+
+    Raises:
+        InfrastructureError: the generator failed after its retries.
+        ValueError: a generator is needed and there is none.
+    """
+    if episode.answer is None and not episode.answers_itself:
+        if generator is None:
+            raise ValueError(f"method {episode.method!r} needs a generator for its answers")
+        episode.answer = await generator.answer(episode.question.text, episode.context)
+    return episode.answer
 
 
 class Generator:

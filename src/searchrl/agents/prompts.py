@@ -39,6 +39,18 @@ You may also name passages of the first results before your first query. You may
 _BOOLEAN_NOTE = """\
 The search engine matches words: combine terms with AND and OR, and group them with parentheses.
 """
+_SEARCH_R1_INSTRUCTIONS = """\
+Answer the question below. Whenever you have read something new, first reason about it between \
+<think> and </think>. If you find that you lack some knowledge, ask a search engine by writing a \
+query between <search> and </search>; its top results come back to you between <information> and \
+</information>. You may search SEARCH_LIMIT. Once you need nothing more, write the answer itself \
+between <answer> and </answer>, without an explanation. Example: <answer> Beijing </answer>
+"""
+_R1_INSTRUCTIONS = """\
+Answer the question below. First reason about it between <think> and </think>, then write the \
+answer itself between <answer> and </answer>, without an explanation. \
+Example: <answer> Beijing </answer>
+"""
 _READER = """\
 Use the passages below where they help to answer the question; some may be irrelevant.
 
@@ -71,6 +83,29 @@ def s3_prompt(
     instructions = _S3_INSTRUCTIONS.replace("SELECT_LIMIT", str(max_selected))
     note = _BOOLEAN_NOTE if boolean_queries else ""
     return f"{instructions}{note}\n{asked}{found}"
+
+
+def search_r1_prompt(question: str, style: Style, max_searches: int | None) -> str:
+    """The one user message of a Search-R1 model (arXiv 2503.09516, section 3.3).
+
+    Args:
+        question: as asked.
+        style: ``full`` or ``brief``.
+        max_searches: how many searches the instructions allow; ``None`` for as many as it wants,
+            0 for the variant without a search engine (R1).
+    """
+    if style == "brief":
+        return f"<question>{neutralise(question)}</question>\n"
+    if max_searches == 0:
+        instructions = _R1_INSTRUCTIONS
+    else:
+        limit = "as often as you want" if max_searches is None else _at_most(max_searches)
+        instructions = _SEARCH_R1_INSTRUCTIONS.replace("SEARCH_LIMIT", limit)
+    return f"{instructions}Question: {neutralise(question)}\n"
+
+
+def _at_most(searches: int) -> str:
+    return "once" if searches == 1 else f"at most {searches} times"
 
 
 def reader_prompt(question: str, context: Sequence[Hit], style: Style) -> list[Message]:

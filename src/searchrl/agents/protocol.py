@@ -30,8 +30,14 @@ STOP_S3 = (
     "<search_complete>True</search_complete>",
     "<search_complete>true</search_complete>",
 )
+STOP_SEARCH_R1 = ("</search>", "</answer>")
+STOP_SEARCH_O1 = ("<|end_search_query|>",)
 # Possessive: a long run of spaces after a "<" is walked once, not once for every way to split it.
-_TAG = re.compile(r"<(?=\s*+(?:/\s*+)?(?:" + "|".join(RESERVED) + r")\b)", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(?=\s*+(?:(?:/\s*+)?(?:" + "|".join(RESERVED) + r")\b"
+    r"|\|\s*+(?:begin|end)_search_(?:query|result)\b))",
+    re.IGNORECASE,
+)
 _AFFIRMATIVE = frozenset({"true", "yes", "1", "y"})
 
 
@@ -43,10 +49,15 @@ def neutralise(text: str) -> str:
     return _TAG.sub("‹", text) if "<" in text else text
 
 
-def render_hits(hits: Sequence[Hit]) -> str:
-    """One line a hit, numbered from 1, as a searcher reads them (s3, section 3.1)."""
+def render_hits(hits: Sequence[Hit], gap: str = " ") -> str:
+    """One line a hit, numbered from 1, as a searcher reads them (s3, section 3.1).
+
+    Args:
+        hits: in rank order.
+        gap: what stands between a number and its title; nothing, for models of Search-R1.
+    """
     return "\n".join(
-        f'Doc {rank} (Title: "{neutralise(hit.passage.title)}") {neutralise(hit.passage.text)}'
+        f'Doc {rank}{gap}(Title: "{neutralise(hit.passage.title)}") {neutralise(hit.passage.text)}'
         for rank, hit in enumerate(hits, start=1)
     )
 
@@ -103,6 +114,72 @@ def _s3_action(text: str) -> Action:
     # JSON can escape half a surrogate pair, which cannot be sent or stored as UTF-8.
     query = "" if raw is None else _query(raw).encode("utf-8", "replace").decode()
     return Action(ActionKind.SEARCH, query=query) if query else Action(ActionKind.INVALID)
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedOutput:
+    """One parsed output of a model that thinks, then acts.
+
+    Attributes:
+        action: what it asks for.
+        well_formed: whether it is one thinking block followed by one action block, with no other
+            tag in either and nothing but white space around them.
+    """
+
+    action: Action
+    well_formed: bool
+
+
+def parse_search_r1(text: str, search: bool = True) -> TaggedOutput:
+    """Read one output of a Search-R1 model: a query, an answer, or neither.
+
+    The first closing search or answer tag ends the output, and what stands between it and the
+    nearest opening tag of its name before it is the query or the answer.
+
+    Args:
+        text: the model's own text.
+        search: whether it may search; without, a query is no action.
+
+    Differs from the original: a closing search tag does not win over an answer that came before
+    it, a tag that is only mentioned does not open a block, and an empty query is not sent.
+    """
+    ends = {tag: text.find(f"</{tag}>") for tag in (("search", "answer") if search else ("answer",))}
+    closed = {tag: end for tag, end in ends.items() if end >= 0}
+    if not closed:
+        return TaggedOutput(Action(ActionKind.INVALID), False)
+    tag = min(closed, key=closed.__getitem__)
+    said = text[: closed[tag]]
+    _, opening, inside = said.rpartition(f"<{tag}>")
+    inside = inside.strip()
+    if not opening or (tag == "search" and not inside):
+        action = Action(ActionKind.INVALID)
+    elif tag == "search":
+        action = Action(ActionKind.SEARCH, query=inside)
+    else:
+        action = Action(ActionKind.ANSWER, answer=inside)
+    return TaggedOutput(action, _well_formed(f"{said}</{tag}>"))
+
+
+_FORMAT_TAG = re.compile(r"</?(?:think|search|information|answer)>")
+_FORMAT = {
+    ("start", "<think>"): "in think",
+    ("in think", "</think>"): "thought",
+    ("thought", "<search>"): "in search",
+    ("thought", "<answer>"): "in answer",
+    ("in search", "</search>"): "end",
+    ("in answer", "</answer>"): "end",
+}
+
+
+def _well_formed(text: str) -> bool:
+    """Walk the tags of one output through Search-R1's format (arXiv 2505.15117, section 3)."""
+    state, place = "start", 0
+    for tag in _FORMAT_TAG.finditer(text):
+        if not state.startswith("in ") and text[place : tag.start()].strip():
+            return False
+        state = _FORMAT.get((state, tag[0]), "broken")
+        place = tag.end()
+    return state == "end" and not text[place:].strip()
 
 
 def _query(raw: str) -> str:

@@ -30,21 +30,15 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from searchrl.agents.agent import Draw
 from searchrl.agents.budget import fit_hits
-from searchrl.agents.episode import Action, ActionKind, EndReason, Episode, Segment, Turn
+from searchrl.agents.episode import Action, ActionKind, EndReason, Episode, Turn
 from searchrl.agents.prompts import Style, s3_prompt
-from searchrl.agents.protocol import (
-    STOP_S3,
-    S3Output,
-    parse_s3,
-    render_hits,
-    render_observation,
-)
+from searchrl.agents.protocol import STOP_S3, parse_s3, render_hits, render_observation
+from searchrl.agents.transcript import Transcript
 from searchrl.data.questions import Question
 from searchrl.errors import InfrastructureError
-from searchrl.models.protocol import LanguageModel, Message, Sampling
+from searchrl.models.protocol import LanguageModel
 from searchrl.options import Options
 from searchrl.retrieval.protocol import Hit, Retriever
-from searchrl.seeding import derive_seed
 
 Selection = Literal["tagged", "untagged_passes"]
 
@@ -55,8 +49,10 @@ _REMINDER = (
 
 
 class S3Options(Options):
-    """Shape and budgets of an episode; the defaults are the paper's 8-3-3."""
+    """s3: shape and budgets of an episode; the defaults are the paper's 8-3-3."""
 
+    kind: Literal["s3"] = "s3"
+    """Which method is trained."""
     initial_k: PositiveInt = 3
     """Passages of the retrieval that precedes the first turn."""
     k: PositiveInt = 8
@@ -103,16 +99,18 @@ class S3Agent:
         """Attempt one question; see the module for the order of the final context."""
         started = time.perf_counter()
         episode = Episode(question, self._name)
+        budget = self._options.max_response_tokens
+        transcript = Transcript(self._searcher, episode, draw, budget)
         try:
-            await self._open(episode)
-            await self._search_loop(episode, draw)
+            await self._open(episode, transcript)
+            await self._search_loop(episode, transcript)
         except InfrastructureError as error:
-            episode.end, episode.error = EndReason.INFRASTRUCTURE, str(error)
+            episode.fail(error)
         episode.context = assemble_context(list(episode.retrievals()), self._options.selection)
         episode.seconds = time.perf_counter() - started
         return episode
 
-    async def _open(self, episode: Episode) -> None:
+    async def _open(self, episode: Episode, transcript: Transcript) -> None:
         """Retrieve with the question and render the prompt."""
         question, options = episode.question, self._options
 
@@ -125,25 +123,21 @@ class S3Agent:
                 options.boolean_queries,
             )
 
-        def render(text: str) -> list[int]:
-            return self._searcher.render_chat([Message("user", text)])
-
         [found] = await self._retriever.search([question.text], options.initial_k)
-        room = self._searcher.max_length - options.max_response_tokens
-        budget = min(options.max_prompt_tokens, room)
-        shown = fit_hits(found, budget, prompt, lambda text: len(render(text)))
+        budget = min(options.max_prompt_tokens, transcript.room)
+        shown = fit_hits(found, budget, prompt, lambda text: len(transcript.render(text)))
         hits = tuple(found[: len(shown)])
         episode.initial = Turn(Action(ActionKind.SEARCH, query=question.text), hits)
-        text = prompt(shown)
-        episode.segments.append(Segment("prompt", tuple(render(text)), text))
+        transcript.open(prompt(shown))
 
-    async def _search_loop(self, episode: Episode, draw: Draw) -> None:
+    async def _search_loop(self, episode: Episode, transcript: Transcript) -> None:
         latest = episode.initial
         for turns_left in range(self._options.max_turns, -1, -1):
-            output = await self._speak(episode, draw)
-            if output is None:
+            text = await transcript.speak(STOP_S3)
+            if text is None:
                 episode.end = EndReason.TRUNCATED
                 return
+            output = parse_s3(text)
             if latest is not None and latest.selected is None and output.selection is not None:
                 latest.selected = self._positions(output.selection, latest.hits)
             turn = Turn(output.action)
@@ -156,55 +150,24 @@ class S3Agent:
                 turn.action = Action(ActionKind.INVALID, query=output.action.query)
                 episode.end = EndReason.MAX_TURNS
                 return
-            if not await self._observe(episode, turn):
+            if not await self._observe(transcript, turn):
                 episode.end = EndReason.TRUNCATED
                 return
             latest = turn if output.action.kind is ActionKind.SEARCH else latest
 
-    async def _speak(self, episode: Episode, draw: Draw) -> S3Output | None:
-        """One model output, or ``None`` when the context has no room for it."""
-        room = self._searcher.max_length - len(episode.token_ids)
-        if room < self._options.max_response_tokens:
-            return None
-        sampling = Sampling(
-            max_tokens=self._options.max_response_tokens,
-            temperature=draw.temperature,
-            stop=STOP_S3,
-            seed=derive_seed(draw.seed, len(episode.turns)),
-        )
-        completion = await self._searcher.complete(episode.token_ids, sampling)
-        segment = Segment("model", completion.token_ids, completion.text, completion.logprobs)
-        episode.segments.append(segment)
-        return parse_s3(completion.text)
-
-    async def _observe(self, episode: Episode, turn: Turn) -> bool:
+    async def _observe(self, transcript: Transcript, turn: Turn) -> bool:
         """Answer the model's output; ``False`` when no further output would fit."""
-        room = self._searcher.max_length - len(episode.token_ids)
-        room -= self._options.max_response_tokens
-        if turn.action.kind is ActionKind.SEARCH:
-            budget = min(self._options.max_observation_tokens, room)
-            [found] = await self._retriever.search([turn.action.query], self._options.k)
-            shown = fit_hits(found, budget, _observation, self._count)
-            if found and not shown:
-                # An empty block would tell the model that there are no results.
-                return False
-            hits, text = tuple(found[: len(shown)]), _observation(shown)
-        else:
-            hits, text = (), _REMINDER
-        token_ids = tuple(self._searcher.encode(text))
-        if len(token_ids) > room:
-            return False
-        turn.hits = hits
-        episode.segments.append(Segment("environment", token_ids, text))
-        return True
+        if turn.action.kind is not ActionKind.SEARCH:
+            return transcript.say(_REMINDER)
+        [found] = await self._retriever.search([turn.action.query], self._options.k)
+        shown = transcript.show(found, self._options.max_observation_tokens, _observation)
+        turn.hits = shown or ()
+        return shown is not None
 
     def _positions(self, numbers: Sequence[int], hits: Sequence[Hit]) -> tuple[int, ...]:
         """Positions from 0 of the passages selected by their number; others are ignored."""
         valid = [number - 1 for number in numbers if 1 <= number <= len(hits)]
         return tuple(valid[: self._options.max_selected])
-
-    def _count(self, text: str) -> int:
-        return len(self._searcher.encode(text))
 
 
 def assemble_context(retrievals: Sequence[Turn], selection: Selection) -> tuple[Hit, ...]:

@@ -30,7 +30,7 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one question with a run's trained searcher and its frozen generator.
+    """Answer one question with a run's trained searcher and, where it needs one, its generator.
 
     Example: searchrl ask "What is the birthplace of the director of ...?" --run runs/demo
     """
@@ -39,7 +39,7 @@ def command(
     from rich.console import Console
 
     from searchrl.agents.agent import Draw
-    from searchrl.agents.s3 import S3Agent
+    from searchrl.agents.generator import final_answer
     from searchrl.cli.machine import use_machine
     from searchrl.data.questions import Question
     from searchrl.errors import InfrastructureError, InputError
@@ -61,13 +61,14 @@ def command(
         retriever: Retriever = open_index(index)
     else:
         retriever = (experiment.train if split == "train" else experiment.test).retriever
-    agent = S3Agent(experiment.searcher(str(trained)), retriever, experiment.recipe.agent)
+    agent = experiment.agent(experiment.searcher(str(trained)), retriever)
 
     async def attempt() -> Episode:
         # A question from the command line has no gold answer; none is read on this path.
         episode = await agent.run(Question("ask", question, answers=()), Draw())
         if episode.error is None:
-            episode.answer = await experiment.generator.answer(question, episode.context)
+            generator = None if episode.answers_itself else experiment.generator
+            await final_answer(episode, generator)
         return episode
 
     episode = asyncio.run(attempt())
@@ -84,13 +85,14 @@ def _show(episode: Episode, console: Console) -> None:
     from rich.text import Text
 
     console.print(Text(_line(episode.question.text), "bold"))
-    for number, turn in enumerate(episode.retrievals()):
-        label = "first search" if number == 0 else f"search {number}"
+    for number, turn in enumerate(episode.retrievals(), start=episode.initial is None):
+        label = f"search {number}" if number else "first search"
         console.print()
         console.print(Text.assemble((label, "cyan"), "  ", _line(turn.action.query)))
         _show_hits(turn, console)
     console.print()
-    console.print(Text.assemble(("handed to the generator", "cyan"), f"  {_context(episode)}"))
+    reader = "read" if episode.answers_itself else "handed to the generator"
+    console.print(Text.assemble((reader, "cyan"), f"  {_context(episode)}"))
     for number, hit in enumerate(episode.context, start=1):
         console.print(Text(f"    {number}. {_line(hit.passage.title)}"))
     console.print()

@@ -1,4 +1,4 @@
-"""``searchrl demo``: the whole of s3 on this machine, in minutes."""
+"""``searchrl demo``: a recipe from its data to its report on this machine, in minutes."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
                 on_step=lambda step, metrics: advance(step, training_note(metrics)),
             )
         with _timed(seconds, "evaluate"):
-            split = experiment.test
+            split, untrained = experiment.test, f"{experiment.recipe.agent.kind}-untrained"
             methods = [
                 experiment.method("direct", split),
                 experiment.method("rag", split),
-                experiment.s3(experiment.searcher(), split, "s3-untrained"),
-                experiment.s3(experiment.searcher(str(trained)), split),
+                experiment.agent(experiment.searcher(), split.retriever, untrained),
+                experiment.agent(experiment.searcher(str(trained)), split.retriever),
                 experiment.method("oracle", split),
             ]
             return compare(experiment, methods, out, progress, str(trained))

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from searchrl.agents.agent import Agent, Draw
-from searchrl.agents.episode import EndReason, Episode
-from searchrl.agents.generator import Generator
+from searchrl.agents.episode import Episode
+from searchrl.agents.generator import Generator, final_answer
 from searchrl.data.questions import Question
 from searchrl.errors import InfrastructureError
 from searchrl.evaluation.table import EpisodeScore
 from searchrl.rewards.accuracy import generation_accuracy
 from searchrl.rewards.judge import Judge
-from searchrl.rewards.text import exact_match, f1
+from searchrl.rewards.outcome import agreement
 
 _CHUNK = 250
 
@@ -45,7 +45,7 @@ async def evaluate(
     Args:
         method: the agent.
         questions: all of them are scored.
-        generator: answers from each episode's context, where the episode has no answer.
+        generator: answers from each episode's context, where the method does not answer itself.
         judge: asked about answers the span check does not find, when given.
         on_progress: told how many questions are done.
     """
@@ -70,23 +70,22 @@ async def _accuracy(episode: Episode, generator: Generator, judge: Judge | None)
     if episode.error is not None:
         return 0.0
     try:
-        if episode.answer is None:
-            episode.answer = await generator.answer(episode.question.text, episode.context)
-        return await generation_accuracy(episode.answer, episode.question.answers, judge)
+        answer = await final_answer(episode, generator)
+        return await generation_accuracy(answer, episode.question.answers, judge)
     except InfrastructureError as error:
-        episode.end, episode.error = EndReason.INFRASTRUCTURE, str(error)
+        episode.fail(error)
         return 0.0
 
 
 def _score(episode: Episode, accuracy: float, generator: Generator, seconds: float) -> EpisodeScore:
-    question, answer = episode.question, episode.answer or ""
+    question, answer = episode.question, episode.answer
     return EpisodeScore(
         question_id=question.id,
         method=episode.method,
         source=question.source,
         accuracy=accuracy,
-        em=float(exact_match(answer, question.answers)),
-        f1=f1(answer, question.answers),
+        em=agreement("exact_match", answer, question.answers),
+        f1=agreement("f1", answer, question.answers),
         gold_recall=episode.gold_recall,
         searches=episode.searches,
         passages=len(episode.context),

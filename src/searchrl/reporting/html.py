@@ -78,6 +78,7 @@ class _EpisodeView:
     turns: tuple[_Turn, ...]
     context: tuple[_Hit, ...]
     answer: str | None
+    answers_itself: bool
     end: str
     error: str | None
     reward: str
@@ -221,6 +222,7 @@ def _episode_view(row: Mapping[str, Any]) -> _EpisodeView:
         turns=turns,
         context=_hits(row["context"], (), gold),
         answer=row["answer"],
+        answers_itself=row.get("answers_itself", False),
         end=row["end"].replace("_", " "),
         error=row["error"],
         reward="none" if value is None else number(value),

@@ -31,7 +31,7 @@ def write_run_report(run: Path) -> Path:
         facts=_facts(recipe, run),
         metrics=read_metrics(metrics) if metrics.is_file() else [],
         summary=_read_results(results) if results.is_file() else None,
-        episodes=_episodes(run),
+        episodes=_episodes(run, recipe.agent.kind),
     )
     return report
 
@@ -60,11 +60,11 @@ def _facts(recipe: Recipe, run: Path) -> dict[str, str]:
     }
 
 
-def _episodes(run: Path) -> list[dict[str, Any]]:
-    """Evaluated s3 episodes where there are some, else those of the last training step."""
+def _episodes(run: Path, method: str) -> list[dict[str, Any]]:
+    """Evaluated episodes of a method where there are some, else those of the last training step."""
     evaluated = run / "episodes.jsonl"
     if evaluated.is_file():
-        rows = (row for _, row in read_jsonl(evaluated) if row.get("method") == "s3")
+        rows = (row for _, row in read_jsonl(evaluated) if row.get("method") == method)
         if shown := list(islice(rows, EPISODES_SHOWN)):
             return shown
     files = sorted((run / "episodes").glob("step_*.jsonl"))

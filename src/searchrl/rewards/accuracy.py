@@ -13,18 +13,20 @@ from searchrl.rewards.text import answer_span
 
 
 async def generation_accuracy(
-    prediction: str, answers: Sequence[str], judge: Judge | None
+    prediction: str | None, answers: Sequence[str], judge: Judge | None
 ) -> float:
     """Return 1.0 when the prediction gives a gold answer, else 0.0.
 
     Args:
-        prediction: the generator's answer.
+        prediction: the answer; ``None``, no answer at all, is never right.
         answers: gold answers; any of them counts.
         judge: asked when no gold answer is a span of the prediction; ``None`` for spans alone.
 
     Raises:
         InfrastructureError: the judge's model failed after its retries.
     """
+    if prediction is None:
+        return 0.0
     if answer_span(prediction, answers):
         return 1.0
     return 0.0 if judge is None else float(await judge.check(prediction, answers))

@@ -9,35 +9,20 @@ without any passage; and a dead generator or judge takes the episode out, where 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 from searchrl.agents.episode import Episode, Reward
+from searchrl.agents.generator import AnswerGenerator, final_answer
 from searchrl.data.questions import Question
 from searchrl.errors import InfrastructureError, InputError
 from searchrl.retrieval.protocol import Hit
 from searchrl.rewards.accuracy import generation_accuracy
 from searchrl.rewards.judge import Judge
+from searchrl.rewards.outcome import agreement
 from searchrl.rewards.rag_cache import RagCache, RagEntry, cache_key, question_form
-from searchrl.rewards.text import exact_match, f1
+from searchrl.rewards.text import exact_match
 
 _CLOSED_ANSWERS = frozenset({"yes", "no", "true", "false"})
-
-
-class AnswerGenerator(Protocol):
-    """The frozen language model that answers from passages."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Names what decides an answer besides question and context: model, prompt, sampling."""
-        ...
-
-    async def answer(self, question: str, context: Sequence[Hit]) -> str:
-        """Answer a question from passages, in the order given.
-
-        Raises:
-            InfrastructureError: the model failed after its retries.
-        """
-        ...
 
 
 class GainBeyondRag:
@@ -60,7 +45,7 @@ class GainBeyondRag:
         self._scale = scale
 
     async def score(self, episode: Episode) -> Reward:
-        """Score a finished episode; sets ``episode.answer`` where there is none yet.
+        """Score a finished episode; sets ``episode.answer`` where the generator is to give it.
 
         When generator or judge fail, the value is ``None`` and ``episode.error`` says how.
 
@@ -72,19 +57,18 @@ class GainBeyondRag:
         question = episode.question
         base = float(self._base(question).score)
         try:
-            if episode.answer is None:
-                episode.answer = await self._generator.answer(question.text, episode.context)
-            accuracy = await generation_accuracy(episode.answer, question.answers, self._judge)
+            answer = await final_answer(episode, self._generator)
+            accuracy = await generation_accuracy(answer, question.answers, self._judge)
         except InfrastructureError as error:
-            episode.error = " ".join(str(error).split()) or type(error).__name__
+            episode.fail(error)
             return Reward(None)
         gain = accuracy - base
         parts = {
             "accuracy": accuracy,
             "base": base,
             "gain": gain,
-            "em": float(exact_match(episode.answer, question.answers)),
-            "f1": f1(episode.answer, question.answers),
+            "em": agreement("exact_match", answer, question.answers),
+            "f1": agreement("f1", answer, question.answers),
         }
         return Reward(gain if self._scale == "paper" else gain + accuracy, parts)
 

@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from searchrl.agents.generator import AnswerGenerator
 from searchrl.data.questions import Question
 from searchrl.retrieval.protocol import Hit, Retriever
-from searchrl.rewards.gain import AnswerGenerator, naive_rag_entry, naive_rag_key
+from searchrl.rewards.gain import naive_rag_entry, naive_rag_key
 from searchrl.rewards.judge import Judge
 from searchrl.rewards.rag_cache import RagCache
 

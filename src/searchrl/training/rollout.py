@@ -11,23 +11,15 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from searchrl.agents.agent import Agent, Draw
-from searchrl.agents.episode import Episode, Reward
+from searchrl.agents.episode import Episode
 from searchrl.data.questions import Question
 from searchrl.errors import InfrastructureError, InputError
+from searchrl.rewards.protocol import RewardFunction
 from searchrl.seeding import derive_seed
 from searchrl.training.learner import Group
 from searchrl.training.options import RolloutOptions
-
-
-class RewardFunction(Protocol):
-    """Scores finished episodes."""
-
-    async def score(self, episode: Episode) -> Reward:
-        """The reward, its value ``None`` when infrastructure failed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class _Trainer:
         recipe, tokenizer = self._recipe, self._searcher.tokenizer
         questions = await self._questions()
         self._run.pin_questions(questions)
-        agent = self._experiment.s3(self._searcher, self._experiment.train)
+        agent = self._experiment.agent(self._searcher, self._experiment.train.retriever)
         reward = self._experiment.reward()
         log = MetricsLog(self._run.metrics)
         for step in range(self._start(log), recipe.run.steps):
