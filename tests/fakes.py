@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from searchrl.agents.episode import Episode
 from searchrl.data.passages import Passage
 from searchrl.errors import InfrastructureError
-from searchrl.models.chat import encode_text, render_chat
+from searchrl.models.chat import control_tokens, encode_text, render_chat
 from searchrl.models.protocol import Completion, Message, Sampling, StopReason
 from searchrl.retrieval.protocol import Hit
 
@@ -115,3 +116,33 @@ def passages(count: int, words: int = 6, start: int = 1) -> list[Passage]:
         Passage(f"p{n}", f"Title {n}", " ".join([f"text {n}"] + ["word"] * (words - 2)) + ".")
         for n in range(start, start + count)
     ]
+
+
+def check_record(episode: Episode, model: ScriptedModel) -> None:
+    """What holds for every episode: the record is what the model saw and said, exactly."""
+    seen: list[int] = []
+    outputs = 0
+    for segment in episode.segments:
+        if segment.origin == "model":
+            assert seen == model.prompts[outputs]
+            assert segment.token_ids == model.completions[outputs].token_ids
+            assert segment.logprobs == model.completions[outputs].logprobs
+            assert segment.text == model.completions[outputs].text
+            outputs += 1
+        else:
+            assert segment.logprobs == ()
+        seen += segment.token_ids
+    assert seen == episode.token_ids
+    assert outputs == len(model.completions) == len(episode.turns)
+    assert sum(episode.trainable_mask) == sum(len(c.token_ids) for c in model.completions)
+    assert len(episode.trainable_mask) == len(episode.token_ids)
+    assert episode.logprobs == [value for c in model.completions for value in c.logprobs]
+    controls = set(control_tokens(model.tokenizer).values())
+    for segment in episode.segments:
+        if segment.origin == "environment":
+            assert controls.isdisjoint(segment.token_ids)
+    if episode.error is None and model.completions:
+        assert episode.segments[-1].origin == "model"
+    if episode.segments:
+        assert episode.segments[0].origin == "prompt"
+    assert len({hit.passage.id for hit in episode.context}) == len(episode.context)

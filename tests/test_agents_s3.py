@@ -19,7 +19,13 @@ from searchrl.data.questions import Question
 from searchrl.models.chat import control_tokens
 from searchrl.models.local import LocalModel
 from searchrl.retrieval.protocol import Hit
-from tests.fakes import FailingRetriever, ListRetriever, ScriptedModel, passages
+from tests.fakes import (
+    FailingRetriever,
+    ListRetriever,
+    ScriptedModel,
+    check_record,
+    passages,
+)
 
 QUESTION = Question("q1", "What is the founder of The Film of Velmo?", ("x",))
 DONE = "<search_complete>True</search_complete>"
@@ -46,36 +52,6 @@ def play(model: Any, retriever: ListRetriever, draw: Draw | None = None, **optio
     episode = asyncio.run(agent.run(QUESTION, draw or Draw()))
     check_record(episode, model)
     return episode
-
-
-def check_record(episode: Episode, model: Any) -> None:
-    """What holds for every episode: the record is what the model saw and said, exactly."""
-    seen: list[int] = []
-    outputs = 0
-    for segment in episode.segments:
-        if segment.origin == "model":
-            assert seen == model.prompts[outputs]
-            assert segment.token_ids == model.completions[outputs].token_ids
-            assert segment.logprobs == model.completions[outputs].logprobs
-            assert segment.text == model.completions[outputs].text
-            outputs += 1
-        else:
-            assert segment.logprobs == ()
-        seen += segment.token_ids
-    assert seen == episode.token_ids
-    assert outputs == len(model.completions) == len(episode.turns)
-    assert sum(episode.trainable_mask) == sum(len(c.token_ids) for c in model.completions)
-    assert len(episode.trainable_mask) == len(episode.token_ids)
-    assert episode.logprobs == [value for c in model.completions for value in c.logprobs]
-    controls = set(control_tokens(model.tokenizer).values())
-    for segment in episode.segments:
-        if segment.origin == "environment":
-            assert controls.isdisjoint(segment.token_ids)
-    if episode.error is None and model.completions:
-        assert episode.segments[-1].origin == "model"
-    if episode.segments:
-        assert episode.segments[0].origin == "prompt"
-    assert len({hit.passage.id for hit in episode.context}) == len(episode.context)
 
 
 def ids(hits: Sequence[Hit]) -> list[str]:

@@ -265,7 +265,8 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--methods", "rag,bogus"), "'direct', 'rag', 's3' or 'oracle'"),
+        (("--methods", "rag,bogus"), "Input should be 'direct', 'cot', 'sft', 'rag'"),
+        (("--methods", "rag,serch_r1"), "not 'serch_r1'; did you mean search_r1?"),
         (("--methods", "rag,rag"), "each name once"),
         (("--methods", ","), "--methods: name at least one"),
         (("--set", "evaluation.methods=[]"), "evaluation.methods: name at least one"),

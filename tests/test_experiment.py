@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shutil
 from pathlib import Path
@@ -151,11 +150,3 @@ def test_a_missing_corpus_names_the_file(world: Path, tmp_path: Path) -> None:
     recipe = files_recipe(tmp_path / "absent.jsonl", world / "questions.jsonl")
     with pytest.raises(InputError, match=r"absent\.jsonl: no such file"):
         _ = Experiment(recipe, tmp_path / "out").train
-
-
-def test_methods_by_name(tmp_path: Path) -> None:
-    experiment = Experiment(small_recipe(MODEL), tmp_path)
-    for name in ("direct", "rag", "oracle"):
-        assert experiment.method(name, experiment.test).name == name
-    about = json.loads((tmp_path / "data" / "test" / "about.json").read_text())
-    assert about["seed"] == 1

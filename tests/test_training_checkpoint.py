@@ -220,7 +220,7 @@ def test_searcher_path_finds_the_searcher_in_each_kind_of_place(
     step = checkpoints / "step_000001"
     with pytest.raises(InputError, match="no trained searcher"):
         searcher_path(tmp_path / "run")
-    final = save_final(checkpoints, subject, tiny_tokenizer)
+    final = save_final(checkpoints, subject.searcher, tiny_tokenizer)
     foreign = tmp_path / "foreign"
     subject.searcher.save_pretrained(foreign)
     tiny_tokenizer.save_pretrained(foreign)
@@ -241,7 +241,7 @@ def test_the_final_searcher_loads_with_transformers(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     subject = trained("ppo")
-    final = save_final(tmp_path, subject, tiny_tokenizer)
+    final = save_final(tmp_path, subject.searcher, tiny_tokenizer)
     model = AutoModelForCausalLM.from_pretrained(final)
     tokenizer = AutoTokenizer.from_pretrained(final)
     assert_bitwise_equal(

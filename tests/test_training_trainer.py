@@ -24,6 +24,7 @@ from tests.training_fixtures import (
     ParityExperiment,
     assert_bitwise_equal,
     save_model,
+    search_r1_recipe,
     small_recipe,
 )
 
@@ -296,6 +297,39 @@ def test_a_file_in_the_place_of_a_run_is_refused(model: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         run(small_recipe(model), tmp_path / "file")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_search_r1_is_trained_by_the_same_learner(
+    algorithm: str, model: Path, tmp_path: Path
+) -> None:
+    recipe = search_r1_recipe(model, *ALGORITHMS[algorithm])
+    run(recipe, tmp_path)
+    rows = metrics_of(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert any(row["grad_norm"] > 0 for row in rows)
+    assert all(abs(row["mismatch_kl"]) < 1e-6 for row in rows)
+    for episode in episodes_of(tmp_path)["step_000002.jsonl"]:
+        assert episode["method"] == "search_r1"
+        origins = [segment["origin"] for segment in episode["segments"]]
+        # Two outputs of a model that knows no tag, with the note between them.
+        assert origins == ["prompt", "model", "environment", "model"]
+        trained = sum(s["tokens"] for s in episode["segments"] if s["origin"] == "model")
+        assert 0 < trained <= 20
+        assert episode["answer"] is None
+
+
+@pytest.mark.parametrize("kind", ["exact_match", "f1", "sub_em", "search_r1_format"])
+def test_the_rewards_of_search_r1_reach_the_metrics(kind: str, model: Path, tmp_path: Path) -> None:
+    from searchrl.experiment import Experiment
+
+    recipe = search_r1_recipe(model, f"reward.kind={kind}", "run.steps=1")
+    train(Experiment(recipe, tmp_path), RunDirectory(tmp_path))
+    [row] = metrics_of(tmp_path)
+    assert {"reward/answered", "reward/em", "reward/f1"} <= row.keys()
+    assert row["reward/mean"] == row["reward/answered"] == 0
+    # Nothing was asked of the frozen generator, so nothing is cached.
+    assert not (tmp_path / "rag_cache.jsonl").exists()
 
 
 def test_gain_beyond_rag_trains_on_what_naive_rag_does_not_solve(

@@ -169,7 +169,7 @@ def save_model(model: LocalModel, folder: Path) -> Path:
     return folder
 
 
-def small_recipe(model: Path, *overrides: str) -> Recipe:
+def small_recipe(model: Path, *overrides: str, base: str = "tiny-grpo") -> Recipe:
     """Four steps of eight short episodes in a world of 120 passages."""
     values = {
         "data.train.size": 120,
@@ -194,7 +194,13 @@ def small_recipe(model: Path, *overrides: str) -> Recipe:
         "evaluation.questions": 10,
     }
     lines = [f"{key}={value}" for key, value in values.items()]
-    return load_recipe("tiny-grpo", [*lines, *overrides])
+    return load_recipe(base, [*lines, *overrides])
+
+
+def search_r1_recipe(model: Path, *overrides: str) -> Recipe:
+    """Two steps of Search-R1 with one search an episode at most, learning from exact match."""
+    own = ("reward.kind=exact_match", "run.steps=2")
+    return small_recipe(model, *own, *overrides, base="tiny-search-r1-grpo")
 
 
 def _gradients(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

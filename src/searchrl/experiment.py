@@ -15,11 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from searchrl.agents.agent import Agent
-from searchrl.agents.context import DirectAgent, OracleAgent, RagAgent
 from searchrl.agents.generator import Generator
-from searchrl.agents.s3 import S3Agent
-from searchrl.agents.search_r1 import SearchR1Agent, SearchR1Options
 from searchrl.data.passages import Passage, read_corpus
 from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import sha256, write_json
@@ -32,6 +28,7 @@ from searchrl.retrieval.index import build_index, open_index
 from searchrl.retrieval.protocol import Retriever
 from searchrl.rewards.context_recall import ContextRecall
 from searchrl.rewards.custom import CustomReward, load_function
+from searchrl.rewards.deep_retrieval import DeepRetrievalReward
 from searchrl.rewards.gain import GainBeyondRag
 from searchrl.rewards.judge import Judge
 from searchrl.rewards.outcome import OutcomeReward
@@ -69,6 +66,7 @@ class Experiment:
     def __init__(self, recipe: Recipe, directory: Path) -> None:
         self.recipe = recipe
         self.directory = directory
+        self._prompted: dict[str | None, LanguageModel] = {}
 
     @cached_property
     def train(self) -> Split:
@@ -81,11 +79,17 @@ class Experiment:
         return self._split("test")
 
     @cached_property
+    def reader(self) -> LanguageModel:
+        """The generator's language model."""
+        options = self.recipe.generator
+        return load_options(options.model, options.device, options.dtype)
+
+    @cached_property
     def generator(self) -> Generator:
         """The frozen generator."""
         options = self.recipe.generator
         return Generator(
-            load_options(options.model, options.device, options.dtype),
+            self.reader,
             options.model,
             options.style,
             options.max_answer_tokens,
@@ -106,6 +110,25 @@ class Experiment:
         options = self.recipe.searcher
         return load_options(model or options.model, options.device, options.dtype)
 
+    def trainable(self) -> LocalModel:
+        """A fresh copy of the recipe's searcher whose weights may be trained.
+
+        Raises:
+            InputError: its weights are too small a number form for that.
+        """
+        if self.recipe.searcher.dtype != "float32":
+            raise InputError(
+                'searcher.dtype: trained weights must be "float32", smaller ones lose small '
+                "updates; set autocast = true in learning or supervised to compute in bfloat16"
+            )
+        return self.searcher()
+
+    def prompted(self, model: str | None = None) -> LanguageModel:
+        """The recipe's searcher, or ``model``, loaded once and never to be trained."""
+        if model not in self._prompted:
+            self._prompted[model] = self.searcher(model)
+        return self._prompted[model]
+
     def cache(self) -> RagCache:
         """The RAG cache."""
         return RagCache.open(self.recipe.reward.cache or self.directory / "rag_cache.jsonl")
@@ -118,6 +141,12 @@ class Experiment:
                 return GainBeyondRag(self.generator, self.cache(), self.judge, options.scale)
             case "context_recall":
                 return ContextRecall()
+            case "deep_retrieval":
+                return DeepRetrievalReward(
+                    self.train.retriever,
+                    options.deep_retrieval_table,
+                    options.deep_retrieval_depth,
+                )
             case "search_r1_format":
                 return SearchR1FormatReward(
                     options.structure_score, options.final_score, options.retrieval_score
@@ -128,25 +157,6 @@ class Experiment:
             name = options.function or ""
             return CustomReward(name, load_function(name), generator)
         return OutcomeReward(options.kind, generator)
-
-    def agent(
-        self, searcher: LanguageModel, retriever: Retriever, name: str | None = None
-    ) -> Agent:
-        """The recipe's agent with one searcher over one retriever, called by its kind or a name."""
-        options = self.recipe.agent
-        if isinstance(options, SearchR1Options):
-            return SearchR1Agent(searcher, retriever, options, name or options.kind)
-        return S3Agent(searcher, retriever, options, name or options.kind)
-
-    def method(self, name: str, split: Split, searcher: str | None = None) -> Agent:
-        """A method by its name in ``evaluation.methods``."""
-        if name == "direct":
-            return DirectAgent()
-        if name == "rag":
-            return RagAgent(split.retriever, self.recipe.reward.rag_k)
-        if name == "oracle":
-            return OracleAgent(split.passages())
-        return self.agent(self.searcher(searcher), split.retriever)
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    PositiveInt,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from searchrl.agents.ircot import IrcotOptions
 from searchrl.agents.prompts import Style
 from searchrl.agents.s3 import S3Options
-from searchrl.agents.search_r1 import SearchR1Options
+from searchrl.agents.search_o1 import SearchO1Options
+from searchrl.agents.trained import AgentOptions
 from searchrl.errors import InputError
 from searchrl.options import Options
-from searchrl.training.options import LearningOptions, RolloutOptions, RunOptions
+from searchrl.training.options import (
+    LearningOptions,
+    RolloutOptions,
+    RunOptions,
+    SupervisedOptions,
+)
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -121,17 +121,6 @@ class JudgeOptions(Options):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def _agent_kind(value: Any) -> Any:
-    """The kind of an ``[agent]`` section; s3 where it does not say."""
-    return value.get("kind", "s3") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-AgentOptions = Annotated[
-    Annotated[S3Options, Tag("s3")] | Annotated[SearchR1Options, Tag("search_r1")],
-    Discriminator(_agent_kind),
-]
-
-
 class RewardOptions(Options):
     """What training maximises."""
 
@@ -142,6 +131,7 @@ class RewardOptions(Options):
         "f1",
         "sub_em",
         "search_r1_format",
+        "deep_retrieval",
         "function",
     ] = "gain_beyond_rag"
     scale: Literal["paper", "code"] = "paper"
@@ -158,6 +148,11 @@ class RewardOptions(Options):
     """Search-R1's format: what a wrong answer in no valid form is worth."""
     retrieval_score: float = Field(0.0, ge=0, le=1)
     """Search-R1's format: what a retrieved gold answer adds to a valid form."""
+    deep_retrieval_table: Literal["evidence", "recall", "ndcg"] = "evidence"
+    """DeepRetrieval: bands of the rank of the first passage with a gold answer, bands of the recall
+    of gold passages, or their NDCG."""
+    deep_retrieval_depth: PositiveInt = 3_000
+    """DeepRetrieval: passages of the query that are ranked."""
     function: str | None = None
     """A function of your own, as ``module:function``, for the kind ``function``."""
 
@@ -170,10 +165,29 @@ class RewardOptions(Options):
         return self
 
 
+MethodName = Literal[
+    "direct",
+    "cot",
+    "sft",
+    "rag",
+    "oracle",
+    "s3",
+    "search_r1",
+    "search_r1_ret",
+    "deep_retrieval",
+    "ircot",
+    "ircot_published",
+    "search_o1",
+    "search_o1_ret",
+    "search_o1_published",
+]
+"""Every method that can be compared; ``methods.py`` says how each is opened."""
+
+
 class EvaluationOptions(Options):
     """What is compared at the end."""
 
-    methods: tuple[Literal["direct", "rag", "s3", "oracle"], ...] = ("direct", "rag", "s3")
+    methods: tuple[MethodName, ...] = ("direct", "rag", "s3")
     questions: PositiveInt = 500
     """Held-out questions."""
 
@@ -193,7 +207,10 @@ class Recipe(Options):
     rollout: RolloutOptions = RolloutOptions()
     learning: LearningOptions = LearningOptions()
     run: RunOptions = RunOptions()
+    supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    ircot: IrcotOptions = IrcotOptions()
+    search_o1: SearchO1Options = SearchO1Options()
 
     @model_validator(mode="after")
     def _check_combination(self) -> Recipe:
@@ -202,10 +219,11 @@ class Recipe(Options):
                 'learning.algorithm = "grpo" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
-        if self.reward.kind == "search_r1_format" and self.agent.kind != "search_r1":
+        wanted = {"search_r1_format": "search_r1", "deep_retrieval": "deep_retrieval"}
+        if self.agent.kind != wanted.get(self.reward.kind, self.agent.kind):
             raise ValueError(
-                'reward.kind = "search_r1_format" judges the form of Search-R1: '
-                'set agent.kind = "search_r1" or another reward'
+                f'reward.kind = "{self.reward.kind}" judges the form of another agent\'s output: '
+                f'set agent.kind = "{wanted[self.reward.kind]}" or choose another reward'
             )
         episodes = self.rollout.questions_per_step * self.rollout.group_size
         if self.learning.mini_batches > episodes:
@@ -216,7 +234,7 @@ class Recipe(Options):
         return self
 
 
-_KINDS = frozenset({"synthwiki", "files", "s3", "search_r1"})
+_KINDS = frozenset({"synthwiki", "files", "s3", "search_r1", "deep_retrieval"})
 """Kinds of sections, which pydantic puts between a section and its key."""
 
 
@@ -295,8 +313,16 @@ def _explain(errors: Sequence[ErrorDetails]) -> str:
         case "union_tag_invalid":
             tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"]
             return f"{key}.kind: {tag!r} is none of {expected}"
+        case "literal_error" if close := _nearest_choice(error):
+            return f"{key}: {error['msg']}, not {error['input']!r}; did you mean {close}?"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
+
+
+def _nearest_choice(error: ErrorDetails) -> str | None:
+    """The choice that a value is a misspelling of, as pydantic writes it."""
+    choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+    return next(iter(difflib.get_close_matches(str(error["input"]), choices, n=1)), None)
 
 
 def _refuse_unknown(path: Path, values: dict[str, Any], prefix: str = "") -> None:

@@ -2,15 +2,17 @@
 
 ``direct`` hands over nothing, ``rag`` the passages of one retrieval with the question (naive RAG,
 the baseline that Gain Beyond RAG is measured against), ``oracle`` the gold passages themselves,
-which is the ceiling for any searcher with the same generator.
+which is the ceiling for any searcher with the same generator. ``RetrievalOnlyAgent`` hands over
+what another method retrieved, such as Search-R1's passages: the s3 paper's Search-R1 (Ret).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
-from searchrl.agents.agent import Draw
+from searchrl.agents.agent import Agent, Draw
 from searchrl.agents.episode import Action, ActionKind, Episode, Turn
 from searchrl.data.passages import Passage
 from searchrl.data.questions import Question
@@ -85,3 +87,20 @@ class OracleAgent:
             raise InputError(f"question {question.id!r}: no passage {missing[0]!r} in the corpus")
         context = tuple(Hit(self._passages[gold], 0.0) for gold in question.gold_ids)
         return Episode(question, self.name, context=context)
+
+
+class RetrievalOnlyAgent:
+    """Another method's passages without its answer, for the generator to answer from.
+
+    Args:
+        agent: a method that answers itself.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.name = f"{agent.name}_ret"
+
+    async def run(self, question: Question, draw: Draw) -> Episode:
+        """The other method's episode, its answer left to the generator."""
+        episode = await self._agent.run(question, draw)
+        return replace(episode, method=self.name, answer=None, answers_itself=False)

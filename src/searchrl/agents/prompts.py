@@ -51,6 +51,51 @@ Answer the question below. First reason about it between <think> and </think>, t
 answer itself between <answer> and </answer>, without an explanation. \
 Example: <answer> Beijing </answer>
 """
+_SEARCH_O1_INSTRUCTIONS = """\
+Reason step by step until you can answer the question below. Whenever you are not sure of a fact, \
+search for it: write <|begin_search_query|>your query<|end_search_query|>. Somebody reads the \
+pages found for you, and what they say comes back as \
+<|begin_search_result|>...<|end_search_result|>. Then reason on. You may search SEARCH_LIMIT. When \
+you know the answer, write it as \\boxed{the answer} and stop.
+
+Example, of a question about two people: who of them was born earlier?
+I need both dates of birth. <|begin_search_query|>date of birth of the first<|end_search_query|>
+<|begin_search_result|>The first was born in 1901.<|end_search_result|>
+Now the other. <|begin_search_query|>date of birth of the second<|end_search_query|>
+<|begin_search_result|>The second was born in 1899.<|end_search_result|>
+1899 is earlier than 1901, so the answer is \\boxed{the second}
+"""
+_REASON_IN_DOCUMENTS = """\
+You read documents on behalf of somebody who reasons about a question and has just searched. Find \
+in the documents what helps with the query and with the next step of the reasoning.
+
+Write, as the last thing, the line **Final Information** and after it the facts themselves, or \
+that the documents hold no helpful information.
+
+Reasoning so far:
+{reasoning}
+
+Query: {query}
+
+Documents:
+{documents}"""
+_IRCOT_INSTRUCTIONS = """\
+Answer the question with the help of the passages, step by step. Each step is one sentence that \
+states one fact. When the facts suffice, write as the last sentence: So the answer is: the answer.
+"""
+_DEEP_RETRIEVAL_SYSTEM = "First think about the task, then give your answer."
+_DEEP_RETRIEVAL_INSTRUCTIONS = """\
+You are an expert in writing search queries. Rewrite the query below so that a keyword search \
+(BM25) over a collection of encyclopedia passages finds those that answer it.
+
+Think between <think> and </think>. Then write your query as JSON between answer tags:
+<answer>
+{"query": "..."}
+</answer>
+"""
+_COT = """\
+Think about the question step by step, then write the answer itself, without an explanation, \
+between <answer> and </answer>."""
 _READER = """\
 Use the passages below where they help to answer the question; some may be irrelevant.
 
@@ -106,6 +151,45 @@ def search_r1_prompt(question: str, style: Style, max_searches: int | None) -> s
 
 def _at_most(searches: int) -> str:
     return "once" if searches == 1 else f"at most {searches} times"
+
+
+def search_o1_prompt(question: str, style: Style, max_searches: int) -> str:
+    """The one user message of a Search-o1 model (arXiv 2501.05366, section 3.2)."""
+    instructions = _SEARCH_O1_INSTRUCTIONS.replace("SEARCH_LIMIT", _at_most(max_searches))
+    return f"{'' if style == 'brief' else instructions}Question: {neutralise(question)}\n"
+
+
+def reason_in_documents_prompt(
+    reasoning: str, query: str, hits: Sequence[Hit], style: Style
+) -> str:
+    """The request that condenses documents to what helps (Search-o1, section 3.3)."""
+    documents = render_context(hits)
+    if style == "brief":
+        return f"{documents}{neutralise(query)}\n"
+    return _REASON_IN_DOCUMENTS.format(
+        reasoning=neutralise(reasoning), query=neutralise(query), documents=documents
+    )
+
+
+def ircot_prompt(question: str, context: Sequence[Hit], style: Style) -> str:
+    """IRCoT's request for the next sentence: the passages so far and the question."""
+    instructions = "" if style == "brief" else f"{_IRCOT_INSTRUCTIONS}\n"
+    return f"{instructions}{render_context(context)}Question: {neutralise(question)}\n"
+
+
+def deep_retrieval_prompt(question: str, style: Style, boolean_queries: bool) -> list[Message]:
+    """DeepRetrieval's request for one rewritten query."""
+    if style == "brief":
+        return [Message("user", f"<question>{neutralise(question)}</question>\n")]
+    note = _BOOLEAN_NOTE if boolean_queries else ""
+    text = f"{_DEEP_RETRIEVAL_INSTRUCTIONS}{note}\nQuery: {neutralise(question)}\n"
+    return [Message("system", _DEEP_RETRIEVAL_SYSTEM), Message("user", text)]
+
+
+def cot_prompt(question: str, style: Style) -> list[Message]:
+    """The request for reasoning and an answer without passages."""
+    system = [] if style == "brief" else [Message("system", _COT)]
+    return [*system, Message("user", neutralise(question))]
 
 
 def reader_prompt(question: str, context: Sequence[Hit], style: Style) -> list[Message]:

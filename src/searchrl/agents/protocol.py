@@ -143,7 +143,9 @@ def parse_search_r1(text: str, search: bool = True) -> TaggedOutput:
     Differs from the original: a closing search tag does not win over an answer that came before
     it, a tag that is only mentioned does not open a block, and an empty query is not sent.
     """
-    ends = {tag: text.find(f"</{tag}>") for tag in (("search", "answer") if search else ("answer",))}
+    ends = {
+        tag: text.find(f"</{tag}>") for tag in (("search", "answer") if search else ("answer",))
+    }
     closed = {tag: end for tag, end in ends.items() if end >= 0}
     if not closed:
         return TaggedOutput(Action(ActionKind.INVALID), False)
@@ -158,6 +160,66 @@ def parse_search_r1(text: str, search: bool = True) -> TaggedOutput:
     else:
         action = Action(ActionKind.ANSWER, answer=inside)
     return TaggedOutput(action, _well_formed(f"{said}</{tag}>"))
+
+
+def parse_search_o1(text: str) -> Action:
+    r"""Read one output of a Search-o1 model: a query between markers, a boxed answer, or neither.
+
+    The first end marker ends the output; without one, the last ``\boxed{...}`` is the answer.
+    """
+    said, closing, _ = text.partition(STOP_SEARCH_O1[0])
+    if closing:
+        _, opening, query = said.rpartition("<|begin_search_query|>")
+        query = query.strip()
+        return (
+            Action(ActionKind.SEARCH, query=query)
+            if opening and query
+            else Action(ActionKind.INVALID)
+        )
+    answer = _boxed(said)
+    return (
+        Action(ActionKind.INVALID) if answer is None else Action(ActionKind.ANSWER, answer=answer)
+    )
+
+
+def _boxed(text: str) -> str | None:
+    r"""What stands in the last ``\boxed{...}``, braces in it balanced, ``\text{...}`` undone."""
+    _, opening, rest = text.rpartition("\\boxed{")
+    if not opening:
+        return None
+    depth = 1
+    for place, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", rest[:place]).strip()
+    return None
+
+
+def parse_deep_retrieval(text: str) -> TaggedOutput:
+    """Read the one output of a DeepRetrieval model: JSON with the key ``query`` in answer tags.
+
+    The last answer block counts. The output is well formed when it has one thinking block and then
+    one answer block; text around them does not matter.
+    """
+    tags = ("<think>", "</think>", "<answer>", "</answer>")
+    places = [text.find(tag) for tag in tags]
+    well_formed = places == sorted(places) and all(text.count(tag) == 1 for tag in tags)
+    start = text.rfind("<answer>")
+    inside = body(text[start:], "answer") if start >= 0 else None
+    query = _json_query(inside) if inside is not None else ""
+    action = Action(ActionKind.SEARCH, query=query) if query else Action(ActionKind.INVALID)
+    return TaggedOutput(action, well_formed)
+
+
+def _json_query(raw: str) -> str:
+    """The text of ``{"query": ...}``, or nothing where the JSON has another form."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return ""
+    query = value.get("query") if isinstance(value, dict) else None
+    # JSON can escape half a surrogate pair, which cannot be sent or stored as UTF-8.
+    return query.strip().encode("utf-8", "replace").decode() if isinstance(query, str) else ""
 
 
 _FORMAT_TAG = re.compile(r"</?(?:think|search|information|answer)>")

@@ -13,7 +13,7 @@ Differs from the paper:
 - ``max_turns`` is the number of searches, as in the original. Like there, an invalid output takes
   the place of one, and a query in the output after the last is not run.
 - The note after an invalid output names no tag pair, so it cannot be read as an action or an
-  answer. In the original it can, and an episode without an answer is scored as if it had said "and".
+  answer. In the original it can: an episode without an answer is scored as if it had said "and".
 - Instructions and question stay whole. Where the budget of the results is short, passages are cut
   one by one and the block stays closed; where the episode's is, it ends. The original cuts whole
   blocks at their end and the oldest tokens, the question among them, at the start.

@@ -1,7 +1,8 @@
 """The model's side of an episode: what it reads and says, appended token for token.
 
 Every agent with one running token stream speaks through a ``Transcript``, so that
-``episode.token_ids`` is always exactly what the model saw and produced, whatever the method.
+``episode.token_ids`` is always exactly what the model saw and produced, whatever the method. A
+method that makes requests apart uses ``ask``: each request is a prompt segment and a model segment.
 """
 
 from __future__ import annotations
@@ -14,6 +15,48 @@ from searchrl.agents.episode import Episode, Segment
 from searchrl.models.protocol import LanguageModel, Message, Sampling
 from searchrl.retrieval.protocol import Hit
 from searchrl.seeding import derive_seed
+
+
+async def ask(
+    model: LanguageModel,
+    episode: Episode,
+    messages: Sequence[Message],
+    draw: Draw,
+    max_tokens: int,
+    begun: str = "",
+) -> str | None:
+    """Make one request, record it in the episode, and return what the model said.
+
+    Args:
+        model: who is asked.
+        episode: gets the request's prompt and output as segments.
+        messages: the chat, up to where the model speaks.
+        draw: how the model samples; every request of an episode has a seed of its own.
+        max_tokens: budget of the output.
+        begun: how the model's own message begins already.
+
+    Returns:
+        ``None``, and nothing is recorded, when the request does not fit the model's context.
+
+    Raises:
+        InfrastructureError: the model failed after its retries.
+    """
+    prompt = tuple(model.render_chat(messages) + model.encode(begun))
+    if len(prompt) + max_tokens > model.max_length:
+        return None
+    outputs = sum(segment.origin == "model" for segment in episode.segments)
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=draw.temperature,
+        seed=derive_seed(draw.seed, outputs),
+    )
+    completion = await model.complete(prompt, sampling)
+    text = "\n".join([*(message.content for message in messages), begun])
+    episode.segments.append(Segment("prompt", prompt, text))
+    episode.segments.append(
+        Segment("model", completion.token_ids, completion.text, completion.logprobs)
+    )
+    return completion.text
 
 
 class Transcript:

@@ -40,6 +40,7 @@ def command(
 
     from searchrl.agents.agent import Draw
     from searchrl.agents.generator import final_answer
+    from searchrl.agents.trained import open_agent
     from searchrl.cli.machine import use_machine
     from searchrl.data.questions import Question
     from searchrl.errors import InfrastructureError, InputError
@@ -61,7 +62,7 @@ def command(
         retriever: Retriever = open_index(index)
     else:
         retriever = (experiment.train if split == "train" else experiment.test).retriever
-    agent = experiment.agent(experiment.searcher(str(trained)), retriever)
+    agent = open_agent(experiment.recipe.agent, experiment.prompted(str(trained)), retriever)
 
     async def attempt() -> Episode:
         # A question from the command line has no gold answer; none is read on this path.

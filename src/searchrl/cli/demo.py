@@ -13,6 +13,7 @@ import typer
 from searchrl.cli.arguments import Overrides, Threads
 
 if TYPE_CHECKING:
+    from searchrl.agents.agent import Agent
     from searchrl.experiment import Experiment
 
 _WORLDS = 2_500
@@ -88,15 +89,24 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
                 on_step=lambda step, metrics: advance(step, training_note(metrics)),
             )
         with _timed(seconds, "evaluate"):
-            split, untrained = experiment.test, f"{experiment.recipe.agent.kind}-untrained"
-            methods = [
-                experiment.method("direct", split),
-                experiment.method("rag", split),
-                experiment.agent(experiment.searcher(), split.retriever, untrained),
-                experiment.agent(experiment.searcher(str(trained)), split.retriever),
-                experiment.method("oracle", split),
-            ]
+            methods = _methods(experiment, str(trained))
             return compare(experiment, methods, out, progress, str(trained))
+
+
+def _methods(experiment: Experiment, trained: str) -> list[Agent]:
+    """The baselines, the recipe's agent before and after training, and the ceiling."""
+    from searchrl.agents.trained import open_agent
+    from searchrl.methods import open_method
+
+    split, options = experiment.test, experiment.recipe.agent
+    before, after = experiment.prompted(), experiment.prompted(trained)
+    return [
+        open_method("direct", experiment, split),
+        open_method("rag", experiment, split),
+        open_agent(options, before, split.retriever, f"{options.kind}-untrained"),
+        open_agent(options, after, split.retriever),
+        open_method("oracle", experiment, split),
+    ]
 
 
 @contextmanager

@@ -15,11 +15,13 @@ def command(
     recipe: Recipe,
     out: Out,
     methods: Annotated[
-        str | None, typer.Option(help="Comma-separated: direct, rag, s3, oracle.")
+        str | None,
+        typer.Option(help="Comma-separated, as in rag,s3,oracle; docs/methods.md lists all."),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Held-out questions.")] = None,
     searcher: Annotated[
-        Path | None, typer.Option(help="A run or checkpoint whose searcher s3 uses.")
+        Path | None,
+        typer.Option(help="A run or checkpoint whose searcher the recipe's agent uses."),
     ] = None,
     overrides: Overrides = None,
     threads: Threads = None,
@@ -35,6 +37,7 @@ def command(
     from searchrl.evaluation.comparison import check_evaluation, compare
     from searchrl.evaluation.table import to_json
     from searchrl.experiment import Experiment
+    from searchrl.methods import open_method
     from searchrl.recipe import load_recipe
     from searchrl.training.checkpoint import searcher_path
 
@@ -49,7 +52,8 @@ def command(
     trained = None if searcher is None else str(searcher_path(searcher))
     experiment = Experiment(loaded, out)
     agents = [
-        experiment.method(name, experiment.test, trained) for name in loaded.evaluation.methods
+        open_method(name, experiment, experiment.test, trained)
+        for name in loaded.evaluation.methods
     ]
     summaries = compare(experiment, agents, out, progress, trained)
     if as_json:

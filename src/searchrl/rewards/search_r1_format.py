@@ -35,9 +35,7 @@ class SearchR1FormatReward:
         retrieval: what a retrieved gold answer is worth where the form is valid.
     """
 
-    def __init__(
-        self, structure: float = 0.2, final: float = 0.1, retrieval: float = 0.0
-    ) -> None:
+    def __init__(self, structure: float = 0.2, final: float = 0.1, retrieval: float = 0.0) -> None:
         self._structure = structure
         self._final = final
         self._retrieval = retrieval
@@ -68,7 +66,7 @@ class SearchR1FormatReward:
 
 
 def valid_structure(episode: Episode) -> bool:
-    """Whether the episode's outputs are thinking and searching, any number of times, then an answer.
+    """Whether the model thought and searched, any number of times, then thought and answered.
 
     ``start -> search -> ... -> search -> answer -> end``: an output that is not well formed, an
     invalid action, or an end without an answer leaves the machine in no accepting state.

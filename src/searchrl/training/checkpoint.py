@@ -23,7 +23,7 @@ from searchrl.errors import InputError, IntegrityError
 from searchrl.training.learner import Learner
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,10 @@ def save_checkpoint(
         shutil.rmtree(path.rename(folder / f".{path.name}.tmp"))
 
 
-def save_final(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase) -> Path:
+def save_final(folder: Path, searcher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write ``final``: the trained searcher, loadable by ``AutoModelForCausalLM``."""
     with atomic_directory(folder / FINAL, {"kind": "searcher"}) as out:
-        learner.searcher.save_pretrained(out)
+        searcher.save_pretrained(out)
         tokenizer.save_pretrained(out)
     return folder / FINAL
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import (
@@ -85,6 +86,31 @@ class RolloutOptions(Options):
     """Sampling temperature; top-p is always 1 in training."""
     max_failed: float = Field(0.2, ge=0, lt=1)
     """Training stops when more than this share of a step's episodes met a failed service."""
+
+
+class SupervisedOptions(Options):
+    """Supervised fine-tuning, and the rejection sampling that makes its examples."""
+
+    examples: Path | None = None
+    """What ``searchrl sample`` wrote; questions and first gold answers when left out."""
+    attempts: PositiveInt = 5
+    """Rejection sampling: episodes a question."""
+    least_reward: float = 1.0
+    """Rejection sampling: an episode worth less is not kept."""
+    epochs: PositiveInt = 1
+    """Passes over the examples."""
+    learning_rate: PositiveFloat = 2e-5
+    """AdamW's at its peak; it falls to a tenth along a cosine."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the rate rises linearly."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's, on matrices only."""
+    tokens_per_step: PositiveInt = 16_384
+    """Tokens of one optimizer step, prompts and results included."""
+    tokens_per_micro_batch: PositiveInt = 16_384
+    """Padded tokens of one forward and backward pass."""
+    autocast: bool = False
+    """Compute in bfloat16; weights and optimizer stay as they are."""
 
 
 class RunOptions(Options):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from searchrl.agents.episode import ActionKind, EndReason
+from searchrl.agents.trained import open_agent
 from searchrl.data.questions import Question
 from searchrl.errors import InputError
 from searchrl.experiment import Experiment
@@ -67,13 +68,8 @@ class _Trainer:
     def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
         self._experiment = experiment
         self._recipe = experiment.recipe
-        if self._recipe.searcher.dtype != "float32":
-            raise InputError(
-                'searcher.dtype: trained weights must be "float32", smaller ones lose small '
-                "updates; set learning.autocast = true to compute in bfloat16"
-            )
         self._run = run
-        self._searcher: LocalModel = experiment.searcher()
+        self._searcher: LocalModel = experiment.trainable()
         needs_reference = self._recipe.learning.kl_coefficient > 0
         self._learner = Learner(
             self._searcher.model,
@@ -87,7 +83,7 @@ class _Trainer:
         recipe, tokenizer = self._recipe, self._searcher.tokenizer
         questions = await self._questions()
         self._run.pin_questions(questions)
-        agent = self._experiment.agent(self._searcher, self._experiment.train.retriever)
+        agent = open_agent(recipe.agent, self._searcher, self._experiment.train.retriever)
         reward = self._experiment.reward()
         log = MetricsLog(self._run.metrics)
         for step in range(self._start(log), recipe.run.steps):
@@ -110,7 +106,7 @@ class _Trainer:
                     recipe.run.keep_checkpoints,
                 )
             on_step(step + 1, metrics)
-        return save_final(self._run.checkpoints, self._learner, tokenizer)
+        return save_final(self._run.checkpoints, self._searcher.model, tokenizer)
 
     def _start(self, log: MetricsLog) -> int:
         """Load the last checkpoint, drop what came after it, and return its step."""
