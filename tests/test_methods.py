@@ -36,7 +36,7 @@ def test_untrained_methods_share_one_model(
     loaded: list[str | None] = []
     fresh = Experiment(experiment.recipe, experiment.directory)
     monkeypatch.setattr(fresh, "searcher", loaded.append)
-    for name in ("s3", "ircot", "search_o1", "search_r1", "sft"):
+    for name in ("s3", "search_r1", "search_r1_ret", "deep_retrieval", "sft"):
         open_method(name, fresh, experiment.test)
     assert loaded == [None]
 

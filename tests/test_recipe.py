@@ -56,10 +56,73 @@ def test_there_are_shipped_recipes() -> None:
     assert {"tiny-grpo", "tiny-ppo"} <= set(SHIPPED_NAMES)
 
 
-@pytest.mark.parametrize("name", SHIPPED_NAMES)
 @pytest.mark.parametrize(
-    "overrides",
-    [(), ("data.train.hops={2=0.5,3=0.5}", "judge.model=x", "reward.cache=a/b.jsonl")],
+    ("version", "rates", "warmup", "steps", "reward"),
+    [
+        ("v0.1", (1e-6, 1e-6), (289, 15), 304, "exact_match"),
+        ("v0.2", (1e-6, 1e-6), (286, 15), 1004, "exact_match"),
+        ("v0.3", (1e-6, 5e-7), (286, 15), 1004, "search_r1_format"),
+    ],
+)
+def test_search_r1_recipes_have_the_originals_numbers(
+    version: str, rates: tuple[float, float], warmup: tuple[int, int], steps: int, reward: str
+) -> None:
+    for algorithm, rate, group, updates, placement in (
+        ("ppo", rates[0], 1, 2, ("reward", "k1")),
+        ("grpo", rates[1], 5, 10, ("loss", "k3")),
+    ):
+        recipe = load_recipe(f"search-r1-{version}-{algorithm}")
+        learning, agent = recipe.learning, recipe.agent
+        assert (learning.algorithm, learning.learning_rate) == (algorithm, rate)
+        assert learning.warmup_steps == warmup[0]
+        assert (learning.kl_coefficient, learning.entropy_coefficient) == (0.001, 0.001)
+        assert (learning.kl_placement, learning.kl_estimator) == placement
+        if algorithm == "ppo":
+            assert (learning.critic_learning_rate, learning.critic_warmup_steps) == (
+                1e-5,
+                warmup[1],
+            )
+        assert (recipe.rollout.questions_per_step, recipe.rollout.group_size) == (512, group)
+        # Each optimizer step learns from 256 episodes.
+        assert learning.mini_batches == updates == 512 * group // 256
+        assert (recipe.run.steps, recipe.reward.kind) == (steps, reward)
+        assert agent.kind == "search_r1"
+        assert (agent.k, agent.max_turns, agent.announce_budget) == (3, 4, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["agent.kind=s4"], "agent.kind: 's4' is none of 's3', 'search_r1', 'deep_retrieval'"),
+        (["agent.kind=search_r1", "agent.initial_k=3"], "agent.initial_k does not go with"),
+        (["agent.search=false"], "agent.search does not go with"),
+        (["agent.kind=search_r1", "agent.k=0"], "agent.k: .*greater than 0"),
+        (["reward.kind=search_r1_format"], 'set agent.kind = "search_r1"'),
+        (["reward.kind=deep_retrieval"], 'set agent.kind = "deep_retrieval"'),
+        (["reward.kind=function"], 'reward: .*function = "module:function"'),
+        (["reward.function=a:b"], "reward: .*go together"),
+        (["evaluation.methods=['serch_r1']"], "not 'serch_r1'; did you mean search_r1"),
+        (["reward.kind=exact"], "did you mean exact_match"),
+    ],
+)
+def test_agents_and_rewards_go_together(overrides: list[str], said: str, tmp_path: Path) -> None:
+    assert re.search(said, complaint(write(tmp_path), *overrides))
+
+
+def test_the_kind_of_an_agent_is_s3_unless_it_is_said(tmp_path: Path) -> None:
+    source = write(tmp_path)
+    assert load_recipe(source).agent.kind == "s3"
+    assert load_recipe(source, ["agent.k=5"]).agent.k == 5
+    chosen = load_recipe(source, ["agent.kind=search_r1", "agent.max_turns=2"]).agent
+    assert (chosen.kind, chosen.max_turns) == ("search_r1", 2)
+
+
+CHANGED = ("data.train.hops={2=0.5,3=0.5}", "judge.model=x", "reward.cache=a/b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [*((name, ()) for name in SHIPPED_NAMES), ("tiny-grpo", CHANGED), ("tiny-ppo", CHANGED)],
 )
 def test_the_saved_form_is_an_equal_recipe(
     name: str, overrides: tuple[str, ...], tmp_path: Path

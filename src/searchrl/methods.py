@@ -2,8 +2,9 @@
 
 A method that answers itself is scored on its own answer; for the others, the frozen generator
 answers from the context they hand over. The recipe's own agent gets the trained searcher where
-there is one. Every other method that needs a model is a baseline that is only prompted: it gets the
-recipe's searcher as it comes, or the generator's model where it only answers.
+there is one; another trainable one gets the searcher as it comes. Methods that are only prompted
+(CoT, IRCoT, Search-o1) get the generator's model: they need one that follows instructions, which a
+searcher that is about to be trained need not.
 """
 
 from __future__ import annotations
@@ -60,13 +61,13 @@ def _retrieval_only(opener: Opener) -> Opener:
 
 def _ircot(name: str, published: IrcotOptions | None = None) -> Opener:
     return lambda experiment, split, _: IrcotAgent(
-        experiment.prompted(), split.retriever, published or experiment.recipe.ircot, name
+        experiment.reader, split.retriever, published or experiment.recipe.ircot, name
     )
 
 
 def _search_o1(name: str, published: SearchO1Options | None = None) -> Opener:
     return lambda experiment, split, _: SearchO1Agent(
-        experiment.prompted(), split.retriever, published or experiment.recipe.search_o1, name
+        experiment.reader, split.retriever, published or experiment.recipe.search_o1, name
     )
 
 

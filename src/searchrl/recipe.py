@@ -12,6 +12,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -327,11 +328,11 @@ def _nearest_choice(error: ErrorDetails) -> str | None:
 
 def _refuse_unknown(path: Path, values: dict[str, Any], prefix: str = "") -> None:
     """Find keys that no recipe has, ahead of anything that is missing for want of them."""
-    known = dict.fromkeys(_keys(Recipe))
+    known = _known_keys()
     for name, value in values.items():
         key = prefix + name
         if key not in known:
-            nearest = _nearest(key, list(known))
+            nearest = _nearest(key, known)
             hint = f"; did you mean {nearest}?" if nearest else ""
             raise InputError(f"{path}: unknown key {key}{hint}")
         if isinstance(value, dict) and any(other.startswith(f"{key}.") for other in known):
@@ -344,9 +345,15 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
     if close := difflib.get_close_matches(name, siblings, n=1):
         return f"{section}.{close[0]}" if section else close[0]
-    namesakes = [other for other in known if other.rpartition(".")[2] == name]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return next(iter(namesakes + close), None)
+    if namesakes := [other for other in known if other.rpartition(".")[2] == name]:
+        return namesakes[0]
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.5)), None)
+
+
+@cache
+def _known_keys() -> tuple[str, ...]:
+    """All dotted keys of a recipe, each once."""
+    return tuple(dict.fromkeys(_keys(Recipe)))
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -1,0 +1,70 @@
+"""A run of Search-R1 through the commands: trained, asked, compared, reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from searchrl.models.local import LocalModel
+from tests.command_line import good
+from tests.training_fixtures import save_model, search_r1_recipe
+
+ONE_THREAD = ("--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def recipe(random_model: LocalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search-r1")
+    model = save_model(random_model, folder / "model")
+    made = search_r1_recipe(model, "run.steps=1", "evaluation.questions=2")
+    (folder / "recipe.json").write_text(json.dumps(made.model_dump(mode="json")))
+    return folder / "recipe.json"
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    good("train", recipe, "--out", out, *ONE_THREAD)
+    return out
+
+
+def test_training_asks_nothing_of_the_generator(run: Path) -> None:
+    [row] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert row["reward/answered"] == 0
+    assert not (run / "rag_cache.jsonl").exists()
+
+
+def test_ask_shows_the_models_own_answer(run: Path) -> None:
+    episode: dict[str, Any] = good("ask", "Who?", "--run", run, "--json", *ONE_THREAD).json
+    assert episode["method"] == "search_r1"
+    assert (episode["answer"], episode["answers_itself"]) == (None, True)
+    assert {"action", "answer", "well_formed"} <= episode["turns"][0].keys()
+    shown = good("ask", "Who?", "--run", run, *ONE_THREAD).stdout
+    assert "read  0 passages" in shown
+    assert "no answer  (search ended: max turns)" in shown
+    assert "generator" not in shown
+
+
+def test_it_is_compared_on_its_own_answer_and_on_the_generators(recipe: Path, run: Path) -> None:
+    names = "rag,search_r1,search_r1_ret"
+    arguments = ("evaluate", recipe, "--methods", names, "--searcher", run, "--out", run, "--json")
+    methods = good(*arguments, *ONE_THREAD).json["methods"]
+    assert list(methods) == names.split(",")
+    rows = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    answers = {(row["method"], type(row["answer"])) for row in rows}
+    assert answers == {("rag", str), ("search_r1", type(None)), ("search_r1_ret", str)}
+    good("report", run)
+    page = (run / "report.html").read_text()
+    assert "Passages found in all" in page
+    assert "Context handed to the generator" not in page
+
+
+def test_the_demo_takes_it(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    small = ("--set", "reward.kind=f1", "--seed", "3")
+    good("demo", "--recipe", recipe, "--out", out, *small, *ONE_THREAD)
+    methods = json.loads((out / "summary.json").read_text())["methods"]
+    assert list(methods) == ["direct", "rag", "search_r1-untrained", "search_r1", "oracle"]
