@@ -332,6 +332,25 @@ def test_the_rewards_of_search_r1_reach_the_metrics(kind: str, model: Path, tmp_
     assert not (tmp_path / "rag_cache.jsonl").exists()
 
 
+def test_a_query_rewriter_is_trained_too(model: Path, tmp_path: Path) -> None:
+    from searchrl.experiment import Experiment
+
+    values = small_recipe(model, "run.steps=1").model_dump(mode="json")
+    values["agent"] = {"kind": "deep_retrieval", "style": "brief", "max_response_tokens": 10}
+    values["reward"]["kind"] = "deep_retrieval"
+    train(Experiment(Recipe.model_validate(values), tmp_path), RunDirectory(tmp_path))
+    [row] = metrics_of(tmp_path)
+    # A model that knows no tag writes no query and no form: -4 for each.
+    assert (row["reward/mean"], row["reward/well_formed"]) == (-8, 0)
+
+
+def test_a_reward_function_that_is_not_there_leaves_no_run(model: Path, tmp_path: Path) -> None:
+    own = ("reward.kind=function", "reward.function=nowhere:found")
+    with pytest.raises(InputError, match="'nowhere' cannot be imported"):
+        run(small_recipe(model, *own), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_gain_beyond_rag_trains_on_what_naive_rag_does_not_solve(
     model: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,13 @@ AXIS_LABEL = "Accuracy, with 95 % intervals"
 
 _LABELS = {"rag": "naive RAG", "direct": "no retrieval", "oracle": "gold passages (oracle)"}
 _UNTRAINED = "-untrained"
-_BASELINES = frozenset({"rag", "direct", "oracle"})
+_BASELINES = frozenset(
+    {
+        *("direct", "cot", "rag", "oracle", "ircot", "ircot_published"),
+        *("search_o1", "search_o1_ret", "search_o1_published"),
+    }
+)
+"""Methods in which nothing is trained."""
 _COLUMNS = (
     ("em", "Exact match, %", True),
     ("f1", "F1, %", True),

@@ -19,6 +19,7 @@ from searchrl.data.questions import Question
 from searchrl.errors import InputError
 from searchrl.experiment import Experiment
 from searchrl.reporting.metrics_log import MetricsLog
+from searchrl.rewards.custom import load_function
 from searchrl.rewards.gain import scoring_fingerprint, unsolved
 from searchrl.training.checkpoint import (
     latest_checkpoint,
@@ -58,7 +59,8 @@ def train(
         InputError: the run directory or the recipe cannot be used.
         InfrastructureError: a service stayed down; the last checkpoint stands.
     """
-    # Models are loaded before the directory becomes a run: one that cannot be leaves no trace.
+    # Models and the user's function are loaded before the directory becomes a run: what cannot be
+    # loaded leaves no trace.
     trainer = _Trainer(experiment, run)
     with run.open(experiment.recipe, resume):
         return asyncio.run(trainer.run(on_step))
@@ -69,6 +71,8 @@ class _Trainer:
         self._experiment = experiment
         self._recipe = experiment.recipe
         self._run = run
+        if self._recipe.reward.function is not None:
+            load_function(self._recipe.reward.function)
         self._searcher: LocalModel = experiment.trainable()
         needs_reference = self._recipe.learning.kl_coefficient > 0
         self._learner = Learner(
