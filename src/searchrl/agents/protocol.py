@@ -38,6 +38,16 @@ _TAG = re.compile(
     r"|\|\s*+(?:begin|end)_search_(?:query|result)\b))",
     re.IGNORECASE,
 )
+_FORMAT_TAG = re.compile(r"</?(?:think|search|information|answer)>")
+_FORMAT = {
+    ("start", "<think>"): "in think",
+    ("in think", "</think>"): "thought",
+    ("thought", "<search>"): "in search",
+    ("thought", "<answer>"): "in answer",
+    ("in search", "</search>"): "end",
+    ("in answer", "</answer>"): "end",
+}
+"""The tags that Search-R1's form allows in each state, and the state after them."""
 _AFFIRMATIVE = frozenset({"true", "yes", "1", "y"})
 
 
@@ -116,14 +126,36 @@ def _s3_action(text: str) -> Action:
     return Action(ActionKind.SEARCH, query=query) if query else Action(ActionKind.INVALID)
 
 
+def _query(raw: str) -> str:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+    value = value.get("query") if isinstance(value, dict) else None
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return raw
+
+
+def _numbers(selection: str | None) -> tuple[int, ...] | None:
+    if selection is None:
+        return None
+    # Longer digit runs are no passage numbers, and int() refuses very long ones.
+    runs = (int(run) for run in re.findall(r"\d+", selection) if len(run) <= 6)
+    return tuple(dict.fromkeys(runs))
+
+
 @dataclass(frozen=True, slots=True)
 class TaggedOutput:
     """One parsed output of a model that thinks, then acts.
 
     Attributes:
         action: what it asks for.
-        well_formed: whether it is one thinking block followed by one action block, with no other
-            tag in either and nothing but white space around them.
+        well_formed: whether it has the form that its method asks for.
     """
 
     action: Action
@@ -134,7 +166,9 @@ def parse_search_r1(text: str, search: bool = True) -> TaggedOutput:
     """Read one output of a Search-R1 model: a query, an answer, or neither.
 
     The first closing search or answer tag ends the output, and what stands between it and the
-    nearest opening tag of its name before it is the query or the answer.
+    nearest opening tag of its name before it is the query or the answer. It is well formed when it
+    is one thinking block and one action block, with no other tag in either and nothing but white
+    space around them.
 
     Args:
         text: the model's own text.
@@ -162,6 +196,17 @@ def parse_search_r1(text: str, search: bool = True) -> TaggedOutput:
     return TaggedOutput(action, _well_formed(f"{said}</{tag}>"))
 
 
+def _well_formed(text: str) -> bool:
+    """Walk the tags of one output through Search-R1's format (arXiv 2505.15117, section 3)."""
+    state, place = "start", 0
+    for tag in _FORMAT_TAG.finditer(text):
+        if not state.startswith("in ") and text[place : tag.start()].strip():
+            return False
+        state = _FORMAT.get((state, tag[0]), "broken")
+        place = tag.end()
+    return state == "end" and not text[place:].strip()
+
+
 def parse_search_o1(text: str) -> Action:
     r"""Read one output of a Search-o1 model: a query between markers, a boxed answer, or neither.
 
@@ -171,15 +216,13 @@ def parse_search_o1(text: str) -> Action:
     if closing:
         _, opening, query = said.rpartition("<|begin_search_query|>")
         query = query.strip()
-        return (
-            Action(ActionKind.SEARCH, query=query)
-            if opening and query
-            else Action(ActionKind.INVALID)
-        )
+        if opening and query:
+            return Action(ActionKind.SEARCH, query=query)
+        return Action(ActionKind.INVALID)
     answer = _boxed(said)
-    return (
-        Action(ActionKind.INVALID) if answer is None else Action(ActionKind.ANSWER, answer=answer)
-    )
+    if answer is None:
+        return Action(ActionKind.INVALID)
+    return Action(ActionKind.ANSWER, answer=answer)
 
 
 def _boxed(text: str) -> str | None:
@@ -220,48 +263,3 @@ def _json_query(raw: str) -> str:
     query = value.get("query") if isinstance(value, dict) else None
     # JSON can escape half a surrogate pair, which cannot be sent or stored as UTF-8.
     return query.strip().encode("utf-8", "replace").decode() if isinstance(query, str) else ""
-
-
-_FORMAT_TAG = re.compile(r"</?(?:think|search|information|answer)>")
-_FORMAT = {
-    ("start", "<think>"): "in think",
-    ("in think", "</think>"): "thought",
-    ("thought", "<search>"): "in search",
-    ("thought", "<answer>"): "in answer",
-    ("in search", "</search>"): "end",
-    ("in answer", "</answer>"): "end",
-}
-
-
-def _well_formed(text: str) -> bool:
-    """Walk the tags of one output through Search-R1's format (arXiv 2505.15117, section 3)."""
-    state, place = "start", 0
-    for tag in _FORMAT_TAG.finditer(text):
-        if not state.startswith("in ") and text[place : tag.start()].strip():
-            return False
-        state = _FORMAT.get((state, tag[0]), "broken")
-        place = tag.end()
-    return state == "end" and not text[place:].strip()
-
-
-def _query(raw: str) -> str:
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return raw
-    value = value.get("query") if isinstance(value, dict) else None
-    if isinstance(value, list) and value:
-        value = value[0]
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    return raw
-
-
-def _numbers(selection: str | None) -> tuple[int, ...] | None:
-    if selection is None:
-        return None
-    # Longer digit runs are no passage numbers, and int() refuses very long ones.
-    runs = (int(run) for run in re.findall(r"\d+", selection) if len(run) <= 6)
-    return tuple(dict.fromkeys(runs))
