@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Torch threads; as many as free cores when left out.")
 ]
+Index = Annotated[Path, typer.Option(help="An index directory.")]
 Out = Annotated[Path, typer.Option(help="The directory to write to.")]
+
+
+def need_packages(extra: str, *packages: str) -> None:
+    """See that the packages of an extra are installed.
+
+    Raises:
+        InputError: one is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(f"{package} is not installed: pip install 'searchrl[{extra}]'")
 
 
 def split_names(text: str, option: str) -> tuple[str, ...]:
