@@ -60,12 +60,18 @@ def _sections(name: str, info: FieldInfo) -> Iterator[tuple[str, str, type[BaseM
         if any(list(models_in(field.annotation)) for field in model.model_fields.values()):
             first = SPLITS[0]
             for part in models_in(model.model_fields[first].annotation):
-                kind = get_args(part.model_fields["kind"].annotation)[0]
                 title = " and ".join(f"`[{name}.{split}]`" for split in SPLITS)
-                yield f'{title}, kind = "{kind}"', f"{name}.{first}.", part
+                yield title + _kind(part), f"{name}.{first}.", part
         else:
             optional = type(None) in get_args(info.annotation)
-            yield f"`[{name}]`" + (" (may be left out)" if optional else ""), f"{name}.", model
+            kind = _kind(model) if len(models) > 1 else ""
+            title = f"`[{name}]`{kind}" + (" (may be left out)" if optional else "")
+            yield title, f"{name}.", model
+
+
+def _kind(model: type[BaseModel]) -> str:
+    """What tells one variant of a section from the others, for a title."""
+    return f', kind = "{get_args(model.model_fields["kind"].annotation)[0]}"'
 
 
 def _table(title: str, prefix: str, model: type[BaseModel]) -> str:

@@ -24,10 +24,12 @@ from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
-from searchrl.recipe import Recipe, RetrieverOptions, SynthWikiData
-from searchrl.retrieval.bm25 import Bm25Retriever
-from searchrl.retrieval.index import build_index, open_index
+from searchrl.recipe import Recipe, SynthWikiData
+from searchrl.retrieval.encoder import Runtime
+from searchrl.retrieval.index import build_index, check_options, open_index
+from searchrl.retrieval.options import IndexOptions, VectorOptions
 from searchrl.retrieval.protocol import Retriever
+from searchrl.retrieval.rerank import RerankedRetriever, load_cross_encoder
 from searchrl.rewards.context_recall import ContextRecall
 from searchrl.rewards.gain import GainBeyondRag
 from searchrl.rewards.judge import Judge
@@ -129,57 +131,70 @@ class Experiment:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test
         home, options = self.directory / "data" / name, self.recipe.retriever
         if isinstance(data, SynthWikiData):
-            return _synthwiki_split(data, home, options)
-        questions = tuple(read_questions(data.questions, data.limit))
-        if data.index is None:
-            return Split(questions, data.corpus, _own_index(data.corpus, home, options))
-        return Split(questions, data.corpus, _given_index(data.index, options))
+            questions, corpus = _synthwiki(data, home), home / "corpus.jsonl"
+            retriever = _own_index(corpus, home, options)
+        else:
+            questions, corpus = tuple(read_questions(data.questions, data.limit)), data.corpus
+            retriever = (
+                _own_index(corpus, home, options)
+                if data.index is None
+                else _given_index(data.index, options)
+            )
+        return Split(questions, corpus, self._reranked(retriever))
+
+    def _reranked(self, retriever: Retriever) -> Retriever:
+        options = self.recipe.rerank
+        if options is None:
+            return retriever
+        return RerankedRetriever(retriever, load_cross_encoder(options), options.depth)
 
 
-def _synthwiki_split(data: SynthWikiData, home: Path, options: RetrieverOptions) -> Split:
-    """A world in ``home``, generated unless it is there whole; ``about.json`` is written last."""
+def _synthwiki(data: SynthWikiData, home: Path) -> tuple[Question, ...]:
+    """The questions of a world in ``home``, which is generated unless it is there whole.
+
+    ``about.json`` is written last.
+    """
     hops = data.hops or DEFAULT_HOPS
     if (home / "about.json").is_file():
         wanted = {"seed": data.seed, "size": data.size, "questions": data.questions}
         _refuse_other(home / "about.json", wanted | {"hops": {str(n): hops[n] for n in hops}})
     else:
         write_synthwiki(home, data.size, data.seed, data.questions, hops)
-    corpus = home / "corpus.jsonl"
     questions = tuple(read_questions(home / "questions.jsonl"))
     if len(questions) != data.questions:
         raise IntegrityError(
             f"{home / 'questions.jsonl'}: {len(questions)} questions are left of "
             f"{data.questions}; delete {home} or choose another --out"
         )
-    return Split(questions, corpus, _own_index(corpus, home, options))
+    return questions
 
 
-def _own_index(corpus: Path, home: Path, options: RetrieverOptions) -> Retriever:
+def _own_index(corpus: Path, home: Path, options: IndexOptions) -> Retriever:
     """The index in ``home``, built where there is none; ``index.json`` says from what."""
     index, source = home / "index", home / "index.json"
     if not corpus.is_file():
         raise InputError(f"{corpus}: no such file")
-    made_from = {"corpus_sha256": sha256(corpus), **options.model_dump()}
+    made_from = {"corpus_sha256": sha256(corpus), **options.identity()}
     if index.is_dir() and source.is_file():
         _refuse_other(source, made_from)
-        return open_index(index)
+        return open_index(index, runtime=_runtime(options))
     # A kill between the two writes leaves an index that nothing vouches for; it is built again.
-    built = build_index(read_corpus(corpus), index, options.kind, k1=options.k1, b=options.b)
+    built = build_index(corpus, index, options)
     write_json(source, made_from)
     return built
 
 
-def _given_index(index: Path, options: RetrieverOptions) -> Retriever:
+def _given_index(index: Path, options: IndexOptions) -> Retriever:
     """An index of the user's own, which has to be of the recipe's settings."""
-    retriever: Bm25Retriever = open_index(index)
-    for name in ("k1", "b"):
-        found, wanted = retriever.settings[name], getattr(options, name)
-        if found != wanted:
-            raise InputError(
-                f"{index}: was built with {name} = {found}, and retriever.{name} is {wanted}; "
-                "set the recipe to the index or build it again"
-            )
-    return retriever
+    check_options(index, options)
+    encoder = options.encoder if isinstance(options, VectorOptions) else None
+    return open_index(index, encoder=encoder, runtime=_runtime(options))
+
+
+def _runtime(options: IndexOptions) -> Runtime:
+    if not isinstance(options, VectorOptions):
+        return Runtime()
+    return Runtime(options.device, options.dtype, options.batch_size)
 
 
 def _refuse_other(record: Path, wanted: Mapping[str, Any]) -> None:

@@ -10,20 +10,37 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from searchrl.agents.prompts import Style
 from searchrl.agents.s3 import S3Options
 from searchrl.errors import InputError
 from searchrl.options import Options
+from searchrl.retrieval.options import (
+    KINDS,
+    AnyIndexOptions,
+    Bm25Options,
+    IndexOptions,
+    RerankOptions,
+)
 from searchrl.training.options import LearningOptions, RolloutOptions, RunOptions
 
 SHIPPED = Path(__file__).parent / "recipes"
+_VARIANTS = {"synthwiki", "files", *KINDS}
+"""Names of a section's kinds, which pydantic counts among the keys."""
 
 
 class SynthWikiData(Options):
@@ -71,14 +88,12 @@ class DataOptions(Options):
         return self
 
 
-class RetrieverOptions(Options):
-    """The index that answers queries."""
+def _kind_or_bm25(value: Any) -> Any:
+    """A retriever that names no kind is BM25."""
+    return {"kind": "bm25", **value} if isinstance(value, dict) else value
 
-    kind: Literal["bm25"] = "bm25"
-    k1: float = Field(0.9, ge=0)
-    """BM25: how slowly repeats of a word saturate."""
-    b: float = Field(0.4, ge=0, le=1)
-    """BM25: weight of the passage's length."""
+
+RetrieverOptions = Annotated[AnyIndexOptions, BeforeValidator(_kind_or_bm25)]
 
 
 class SearcherOptions(Options):
@@ -140,7 +155,8 @@ class Recipe(Options):
     name: str
     seed: int = 0
     data: DataOptions
-    retriever: RetrieverOptions = RetrieverOptions()
+    retriever: RetrieverOptions = Bm25Options()
+    rerank: RerankOptions | None = None
     searcher: SearcherOptions
     generator: GeneratorOptions
     judge: JudgeOptions | None = None
@@ -182,6 +198,22 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error.errors())}") from error
+
+
+def index_options(values: Mapping[str, Any], overrides: Sequence[str]) -> IndexOptions:
+    """The options of one index, as a command gives them; overrides as in ``load_recipe``.
+
+    Raises:
+        InputError: a key does not go with the kind or is missing, or a value does not fit.
+    """
+    chosen = dict(values)
+    for override in overrides:
+        _apply(chosen, override)
+    try:
+        options: IndexOptions = TypeAdapter(RetrieverOptions).validate_python(chosen)
+    except ValidationError as error:
+        raise InputError(f"index options: {_explain(error.errors())}") from error
+    return options
 
 
 def recipe_path(source: str) -> Path:
@@ -231,7 +263,7 @@ def _explain(errors: Sequence[ErrorDetails]) -> str:
     """One line a user can act on, from pydantic's complaints."""
     # A key that is there and wrong explains more than one that is missing.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in error["loc"] if part not in ("synthwiki", "files"))
+    key = ".".join(str(part) for part in error["loc"] if part not in _VARIANTS)
     match error["type"]:
         case "extra_forbidden":
             return f"{key} does not go with this section's kind"

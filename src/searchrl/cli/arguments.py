@@ -18,6 +18,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Torch threads; as many as free cores when left out.")
 ]
+Encoder = Annotated[
+    str | None,
+    typer.Option(help="Where the index's encoder lies now, if it was moved; dense and hybrid."),
+]
+Device = Annotated[str, typer.Option(help="Where vectors are computed, as in cpu or cuda:0.")]
 Out = Annotated[Path, typer.Option(help="The directory to write to.")]
 
 
