@@ -68,12 +68,15 @@ class DenseRetriever(IndexRetriever):
 
     def rank(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See ``IndexRetriever.rank``."""
-        queries_QD = self._encoder.encode(queries)
-        return [
-            ranking
-            for start in range(0, len(queries), _QUERIES)
-            for ranking in self.rank_vectors(queries_QD[start : start + _QUERIES], k)
-        ]
+        # Each query is encoded once: in another batch its vector could differ in the last bits.
+        distinct = list(dict.fromkeys(queries))
+        vectors_QD = self._encoder.encode(distinct)
+        rankings: dict[str, Ranking] = {}
+        for start in range(0, len(distinct), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            found = self.rank_vectors(vectors_QD[part], k)
+            rankings.update(zip(distinct[part], found, strict=True))
+        return [rankings[query] for query in queries]
 
     def rank_vectors(self, queries_QD: npt.NDArray[np.float32], k: int) -> list[Ranking]:
         """The answers to queries that are encoded already."""

@@ -1,7 +1,7 @@
 """Reranking: a cross-encoder reads each query together with each of its candidates.
 
-Pairs are gathered over all queries, read in batches of alike lengths, and given back to the query
-they came from by their place, so two queries never share candidates, equal ones included.
+Pairs are gathered over all queries and read in batches of alike lengths. A score belongs to its
+pair, so queries never share candidates, and equal queries get equal answers.
 """
 
 from __future__ import annotations
@@ -86,13 +86,16 @@ class RerankedRetriever:
             InfrastructureError: the inner retriever failed.
         """
         found = await self._inner.search(queries, max(k, self._depth) if k > 0 else k)
-        pairs = [
-            (query, _readable(hit))
-            for query, hits in zip(queries, found, strict=True)
-            for hit in hits
+        asked = list(zip(queries, found, strict=True))
+        # Each pair is read once: in another batch its score could differ in the last bits.
+        pairs = list(
+            dict.fromkeys((query, _readable(hit)) for query, hits in asked for hit in hits)
+        )
+        scores = dict(zip(pairs, self._reader.score(pairs), strict=True))
+        return [
+            _ordered([Hit(hit.passage, scores[query, _readable(hit)]) for hit in hits])[:k]
+            for query, hits in asked
         ]
-        scores = iter(self._reader.score(pairs))
-        return [_ordered([Hit(hit.passage, next(scores)) for hit in hits])[:k] for hits in found]
 
 
 def load_cross_encoder(options: RerankOptions) -> CrossEncoder:

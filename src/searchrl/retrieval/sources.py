@@ -27,6 +27,7 @@ _HEADER = struct.Struct("<4siqqq?iQ")
 _INNER_PRODUCT = 0
 _SPOT_CHECKS = 8
 _LEAST_COSINE = 0.98
+_TIE = 1e-6
 
 
 def encoded(corpus: Corpus, encoder: Encoder, progress: Progress) -> Source:
@@ -114,14 +115,24 @@ def _faiss_rows(file: Path, header: bytes) -> npt.NDArray[np.floating]:
 def _check_spots(
     file: Path, rows: npt.NDArray[np.floating], corpus: Corpus, encoder: Encoder
 ) -> None:
-    """Encode a few passages and compare; half of them may differ, as in how they are cut."""
+    """Encode a few passages: most have to find their own row, and be almost equal to it."""
     spots = np.linspace(0, len(corpus) - 1, _SPOT_CHECKS).astype(int)
-    ours = encoder.encode_passages(corpus[int(spot)] for spot in spots).astype(np.float64)
-    theirs = np.asarray(rows[spots], np.float64)
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    cosine = float(np.median((ours * theirs).sum(axis=1) / np.maximum(lengths, 1e-30)))
-    if not cosine >= _LEAST_COSINE:
+    ours = _unit(encoder.encode_passages(corpus[int(spot)] for spot in spots))
+    cosines = ours @ _unit(np.asarray(rows[spots], np.float32)).T
+    own = np.diagonal(cosines)
+    # Some may differ, as where the text was cut elsewhere.
+    found, alike = np.mean(own >= cosines.max(axis=1) - _TIE), float(np.median(own))
+    if not (found > 0.5 and alike >= _LEAST_COSINE):
         raise InputError(
             f"{file}: is not what {encoder.settings.model} makes of this corpus (cosine "
-            f"{cosine:.3f}); check the encoder, its prefix and pooling, and the order of passages"
+            f"{alike:.3f}, {found:.0%} of passages find their vector); check the encoder, its "
+            "prefix and pooling, and the order of passages"
         )
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    exact = vectors.astype(np.float64)
+    units: npt.NDArray[np.float64] = exact / np.maximum(
+        np.linalg.norm(exact, axis=1, keepdims=True), 1e-30
+    )
+    return units
