@@ -16,6 +16,8 @@ from searchrl.experiment import Experiment
 from searchrl.recipe import Recipe
 from searchrl.retrieval.index import build_index
 from searchrl.retrieval.options import Bm25Options
+from searchrl.retrieval.rerank import RerankedRetriever
+from tests.encoders import write_encoder
 from tests.training_fixtures import small_recipe
 
 MODEL = Path("/absent")
@@ -144,6 +146,21 @@ def test_a_given_index_is_opened_and_never_built(world: Path, tmp_path: Path) ->
     build_index(corpus, tmp_path / "given", Bm25Options(k1=2.0))
     with pytest.raises(InputError, match=r"k1 = 2.0, and retriever.k1 is 0.9"):
         _ = Experiment(given, tmp_path / "out").train
+
+
+def test_vectors_and_a_reranker_are_opened_as_the_recipe_says(world: Path, tmp_path: Path) -> None:
+    encoder, reader = write_encoder(tmp_path / "e5"), write_encoder(tmp_path / "reader", labels=1)
+    values = files_recipe(world / "corpus.jsonl", world / "questions.jsonl").model_dump()
+    values["retriever"] = {"kind": "dense", "encoder": str(encoder), "batch_size": 32}
+    hit = first_hit(Experiment(Recipe.model_validate(values), tmp_path / "out"))
+    values["retriever"]["batch_size"] = 16
+    assert first_hit(Experiment(Recipe.model_validate(values), tmp_path / "out")) == hit
+    values["rerank"] = {"model": str(reader), "depth": 4}
+    reranked = Experiment(Recipe.model_validate(values), tmp_path / "out").train.retriever
+    assert isinstance(reranked, RerankedRetriever)
+    values["retriever"]["max_length"] = 10
+    with pytest.raises(InputError, match="max_length is None there and 10 in the recipe"):
+        _ = Experiment(Recipe.model_validate(values), tmp_path / "out").train
 
 
 def test_a_missing_corpus_names_the_file(world: Path, tmp_path: Path) -> None:
