@@ -17,7 +17,7 @@ COMMANDS = (
     "demo", "synthwiki", "index build", "index check", "search", "evaluate-retrieval",
     "precompute", "train", "ask", "evaluate", "score", "report",
 )  # fmt: skip
-HEAVY = {"torch", "transformers", "bm25s", "jinja2", "numpy", "pydantic", "rich"}
+HEAVY = {"torch", "transformers", "regex", "jinja2", "numpy", "pydantic", "rich"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -39,19 +39,6 @@ def stages() -> Iterator[Callable[[str, int, int | None], None]]:
 
 
 @contextmanager
-def working(label: str) -> Iterator[None]:
-    """Show on a terminal that something without countable units is going on."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status(Text(label)):
-        yield
-
-
-@contextmanager
 def _bar(label: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

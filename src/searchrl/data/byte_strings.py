@@ -78,10 +78,6 @@ class ByteStrings:
             place = end
         return values
 
-    def starts(self) -> npt.NDArray[np.int64]:
-        """Where each string starts, shape ``(len(self),)``; held in memory."""
-        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
-
 
 def _map(path: Path, dtype: Any) -> npt.NDArray[Any]:
     """The file as a read-only array; a file without bytes cannot be mapped and needs no mapping."""

@@ -137,7 +137,8 @@ def _sort_ids(strings: ByteStrings, corpus: Path | Iterable[Passage]) -> npt.NDA
     UTF-8 sorts like the code points it encodes. Padding makes a short id equal to one with NULs
     after it; the lengths, sorted first and so least significant, tell the two apart.
     """
-    starts = strings.starts()[::_FIELDS]
+    # An id starts where the text before it ends.
+    starts = np.concatenate([np.zeros(1, np.int64), strings.ends[_FIELDS - 1 : -1 : _FIELDS]])
     lengths = strings.ends[::_FIELDS] - starts
     order = np.argsort(lengths, kind="stable")
     places = range(0, int(lengths.max(initial=0)), _KEY_BYTES)

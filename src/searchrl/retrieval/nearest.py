@@ -1,6 +1,6 @@
 """Exact nearest vectors by inner product, found with cheap arithmetic and proved with exact one.
 
-A scan multiplies all vectors in few bits (bfloat16 where the processor has it) and proposes
+A scan multiplies all vectors in few bits (bfloat16 where the hardware is made for it) and proposes
 candidates; their scores are computed again in double precision. How far the cheap score can be off
 is bounded, so it is known for each query whether a vector that was not proposed could belong to the
 answer; if it could, more are proposed, in the end all. What comes out therefore does not depend on
@@ -12,6 +12,7 @@ Differs from the peers, who return the 16-bit scores of one batch product.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -58,6 +59,8 @@ class Bfloat16Scan:
     def __init__(self, vectors: Vectors, device: str) -> None:
         import torch
 
+        # Accelerators may round partial sums too, which is as much again each time.
+        self._unit = _UNIT_BFLOAT16 * (1 if device == "cpu" else 4)
         shape = (len(vectors), vectors.dimension)
         self._matrix_ND = torch.empty(shape, dtype=torch.bfloat16, device=device)
         self._longest = self._worst = 0.0
@@ -85,7 +88,7 @@ class Bfloat16Scan:
         length, lost = float(exact.norm()), float((exact - exact.bfloat16().float()).norm())
         products = lost * self._longest + (length + lost) * self._worst
         largest = (length + lost) * (self._longest + self._worst)
-        return products + largest * (_UNIT_BFLOAT16 + len(query_D) * _UNIT_FLOAT32)
+        return products + largest * (self._unit + len(query_D) * _UNIT_FLOAT32)
 
 
 class Float32Scan:
@@ -93,8 +96,12 @@ class Float32Scan:
 
     def __init__(self, vectors: Vectors) -> None:
         self._vectors = vectors
-        self._longest = max(
-            float(np.linalg.norm(block, axis=1).max()) for _, block in vectors.blocks()
+
+    @cached_property
+    def _longest(self) -> float:
+        """Length of the longest vector; read when first needed, for that reads them all."""
+        return max(
+            float(np.linalg.norm(block, axis=1).max()) for _, block in self._vectors.blocks()
         )
 
     def chunks(self, queries_QD: _Queries) -> Iterator[tuple[int, torch.Tensor]]:
@@ -111,10 +118,10 @@ class Float32Scan:
 
 
 def open_scan(vectors: Vectors, device: str) -> Scan:
-    """The fastest scan that this machine has."""
+    """The faster scan: bfloat16 pays on accelerators and on processors with tiles for it (AMX)."""
     import torch
 
-    if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device != "cpu" or torch.cpu._is_amx_tile_supported():
         return Bfloat16Scan(vectors, device)
     return Float32Scan(vectors)
 

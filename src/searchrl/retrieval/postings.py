@@ -4,7 +4,7 @@ Weights are Lucene's, its one-byte document lengths included, so its published n
 query adds up a few weights and computes nothing else.
 
 A build streams: the corpus is analysed once into a spool on disk, then scattered to its place in
-blocks. It holds the vocabulary and about 16 bytes a passage in memory; the arrays are mapped.
+blocks. It holds the vocabulary and about 40 bytes a passage in memory; the arrays are mapped.
 """
 
 from __future__ import annotations
