@@ -100,7 +100,14 @@ def test_corpora_that_hold_nothing_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--kind", "dense"), "dense"), (("--b", "1.5"), "b"), (("--k1", "-1"), "k1")],
+    [
+        (("--kind", "dense"), "encoder is missing"),
+        (("--kind", "faiss"), "kind: 'faiss' is none of 'bm25', 'dense', 'hybrid'"),
+        (("--encoder", "model"), "encoder does not go with this section's kind"),
+        (("--set", "k1=no"), "k1"),
+        (("--b", "1.5"), "b"),
+        (("--k1", "-1"), "k1"),
+    ],
 )
 def test_impossible_index_settings_are_refused(
     world: Path, tmp_path: Path, arguments: tuple[str, str], said: str
@@ -113,9 +120,10 @@ def test_impossible_index_settings_are_refused(
 def test_a_damaged_index_answers_nothing(world: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     good("index", "build", "--corpus", world / "corpus.jsonl", "--out", index)
-    flip_byte(index / "passages.jsonl")
+    damaged = index / "corpus" / "passages.bin"
+    flip_byte(damaged)
     for arguments in (("search", "--index", index, "query"), ("index", "check", index)):
-        assert f"{index / 'passages.jsonl'}: does not match its checksum" in refused(*arguments)
+        assert f"{damaged}: does not match its checksum" in refused(*arguments)
 
 
 def test_searches_that_cannot_be_are_refused(world: Path) -> None:

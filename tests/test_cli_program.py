@@ -18,7 +18,7 @@ COMMANDS = (
     "serve", "mcp", "precompute", "train", "ask", "evaluate", "score", "report",
 )  # fmt: skip
 HEAVY = {
-    "torch", "transformers", "bm25s", "jinja2", "numpy", "pydantic", "rich",
+    "torch", "transformers", "regex", "jinja2", "numpy", "pydantic", "rich",
     "granian", "msgspec", "prometheus_client", "httpx2", "mcp", "starlette",
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 
 from searchrl.cli import machine
 from searchrl.cli import progress as module
-from searchrl.cli.progress import progress, working
+from searchrl.cli.progress import progress, stages
 
 
 class Terminal(io.StringIO):
@@ -41,15 +41,20 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(2, "a [bold note")
     assert "2/2" in terminal.getvalue()
     assert "a [bold note" in terminal.getvalue()
-    with working("indexing [red]corpus"):
-        pass
-    assert "indexing [red]corpus" in terminal.getvalue()
+    with stages() as told:
+        told("indexing [red]words", 1_000, 20_000)
+    assert "indexing [red]words: 1,000 of 20,000" in terminal.getvalue()
 
 
-def test_work_without_units_is_silent_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with working("indexing"):
-        pass
-    assert capsys.readouterr().err == ""
+def test_stages_are_told_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 4.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    with stages() as told:
+        for done, total in ((1, None), (2_000, None), (3, 9), (4, 9)):
+            told("reading", done, total)
+    assert capsys.readouterr().err == "reading: 2,000\nreading: 4 of 9\n"
 
 
 def test_busy_cores_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

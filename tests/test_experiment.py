@@ -14,7 +14,10 @@ from searchrl.errors import InputError, IntegrityError
 from searchrl.experiment import Experiment
 from searchrl.recipe import Recipe
 from searchrl.retrieval.index import build_index
+from searchrl.retrieval.options import Bm25Options
+from searchrl.retrieval.rerank import RerankedRetriever
 from searchrl.serving.client import HttpRetriever
+from tests.encoders import write_encoder
 from tests.training_fixtures import small_recipe
 
 MODEL = Path("/absent")
@@ -107,7 +110,7 @@ def test_a_damaged_record_is_an_error_in_one_line(content: bytes, tmp_path: Path
 def test_a_damaged_index_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     assert Experiment(small_recipe(MODEL), tmp_path).train.questions
     index = tmp_path / "data" / "train" / "index"
-    largest = max((f for f in index.iterdir()), key=lambda file: file.stat().st_size)
+    largest = max((f for f in index.rglob("*.bin")), key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match=re.escape(largest.name)):
         _ = Experiment(small_recipe(MODEL), tmp_path).train
@@ -132,19 +135,32 @@ def test_an_index_of_another_corpus_is_refused(world: Path, tmp_path: Path) -> N
 
 
 def test_a_given_index_is_opened_and_never_built(world: Path, tmp_path: Path) -> None:
-    from searchrl.data.passages import read_corpus
-
     corpus, questions = world / "corpus.jsonl", world / "questions.jsonl"
     absent = files_recipe(corpus, questions, index=str(tmp_path / "absent"))
     with pytest.raises(InputError, match="no index directory there"):
         _ = Experiment(absent, tmp_path / "out").train
     assert not (tmp_path / "absent").exists()
-    build_index(read_corpus(corpus), tmp_path / "given", k1=0.9, b=0.4)
+    build_index(corpus, tmp_path / "given")
     given = files_recipe(corpus, questions, index=str(tmp_path / "given"), limit=7)
     assert len(Experiment(given, tmp_path / "out").train.questions) == 7
-    build_index(read_corpus(corpus), tmp_path / "given", k1=2.0, b=0.4)
+    build_index(corpus, tmp_path / "given", Bm25Options(k1=2.0))
     with pytest.raises(InputError, match=r"k1 = 2.0, and retriever.k1 is 0.9"):
         _ = Experiment(given, tmp_path / "out").train
+
+
+def test_vectors_and_a_reranker_are_opened_as_the_recipe_says(world: Path, tmp_path: Path) -> None:
+    encoder, reader = write_encoder(tmp_path / "e5"), write_encoder(tmp_path / "reader", labels=1)
+    values = files_recipe(world / "corpus.jsonl", world / "questions.jsonl").model_dump()
+    values["retriever"] = {"kind": "dense", "encoder": str(encoder), "batch_size": 32}
+    hit = first_hit(Experiment(Recipe.model_validate(values), tmp_path / "out"))
+    values["retriever"]["batch_size"] = 16
+    assert first_hit(Experiment(Recipe.model_validate(values), tmp_path / "out")) == hit
+    values["rerank"] = {"model": str(reader), "depth": 4}
+    reranked = Experiment(Recipe.model_validate(values), tmp_path / "out").train.retriever
+    assert isinstance(reranked, RerankedRetriever)
+    values["retriever"]["max_length"] = 10
+    with pytest.raises(InputError, match="max_length is None there and 10 in the recipe"):
+        _ = Experiment(Recipe.model_validate(values), tmp_path / "out").train
 
 
 def test_a_search_service_is_one_for_both_splits(

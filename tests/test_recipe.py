@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from searchrl.errors import InputError
 from searchrl.recipe import SHIPPED, HttpRetrieverOptions, Recipe, _keys, load_recipe, recipe_path
+from searchrl.retrieval.options import Bm25Options, HybridOptions, RerankOptions
 
 SHIPPED_NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))
 MINIMAL = """
@@ -335,3 +336,36 @@ def test_a_typo_in_any_leaf_key_gets_the_right_suggestion(tmp_path: Path) -> Non
 def test_no_override_ends_in_anything_but_a_recipe_or_one_line(key: str, value: str) -> None:
     with contextlib.suppress(InputError):
         load_recipe("tiny-grpo", [f"{key}={value}"])
+
+
+class TestRetriever:
+    def test_a_retriever_that_names_no_kind_is_bm25(self, tmp_path: Path) -> None:
+        source = write(tmp_path)
+        assert load_recipe(source).retriever == Bm25Options()
+        assert load_recipe(source, ["retriever.k1=1.5"]).retriever == Bm25Options(k1=1.5)
+
+    def test_kinds_take_their_own_keys(self, tmp_path: Path) -> None:
+        more = '[retriever]\nkind = "hybrid"\nencoder = "intfloat/e5-base-v2"\nb = 0.5\n'
+        source = write(tmp_path, MINIMAL + more + '[rerank]\nmodel = "reader"\ndepth = 10\n')
+        recipe = load_recipe(source)
+        assert recipe.retriever == HybridOptions(encoder="intfloat/e5-base-v2", b=0.5)
+        assert recipe.rerank == RerankOptions(model="reader", depth=10)
+
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (["retriever.kind=dense"], "retriever.encoder is missing"),
+            (["retriever.kind=faiss"], "retriever.kind: 'faiss' is none of 'bm25', 'dense'"),
+            (["retriever.encoder=e5"], "retriever.encoder does not go with this section's kind"),
+            (["retriever.encodr=e5"], "unknown key retriever.encodr; did you mean"),
+            (
+                ["retriever.kind=dense", "retriever.encoder=e5", "retriever.pooling=max"],
+                "retriever.pooling: Input should be 'mean', 'cls' or 'last'",
+            ),
+            (["rerank.depth=5"], "rerank.model is missing"),
+        ],
+    )
+    def test_what_does_not_fit_is_one_line(
+        self, tmp_path: Path, overrides: list[str], said: str
+    ) -> None:
+        assert said in complaint(write(tmp_path), *overrides)

@@ -22,10 +22,12 @@ from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
 from searchrl.models.protocol import LanguageModel
-from searchrl.recipe import Bm25Options, HttpRetrieverOptions, Recipe, SynthWikiData
-from searchrl.retrieval.bm25 import Bm25Retriever
-from searchrl.retrieval.index import build_index, open_index
+from searchrl.recipe import HttpRetrieverOptions, Recipe, SynthWikiData
+from searchrl.retrieval.encoder import Runtime
+from searchrl.retrieval.index import build_index, check_options, open_index
+from searchrl.retrieval.options import IndexOptions, VectorOptions
 from searchrl.retrieval.protocol import Retriever
+from searchrl.retrieval.rerank import RerankedRetriever, load_cross_encoder
 from searchrl.rewards.context_recall import ContextRecall
 from searchrl.rewards.custom import CustomReward, load_function
 from searchrl.rewards.deep_retrieval import DeepRetrievalReward
@@ -168,7 +170,7 @@ class Experiment:
         else:
             questions = tuple(read_questions(data.questions, data.limit))
             corpus, index = data.corpus, data.index
-        return Split(questions, corpus, self._retriever(corpus, index, home))
+        return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
 
     def _retriever(self, corpus: Path, index: Path | None, home: Path) -> Retriever:
         options = self.recipe.retriever
@@ -180,9 +182,18 @@ class Experiment:
             return _own_index(corpus, home, options)
         return _given_index(index, options)
 
+    def _reranked(self, retriever: Retriever) -> Retriever:
+        options = self.recipe.rerank
+        if options is None:
+            return retriever
+        return RerankedRetriever(retriever, load_cross_encoder(options), options.depth)
+
 
 def _synthwiki(data: SynthWikiData, home: Path) -> tuple[Question, ...]:
-    """A world in ``home``, generated unless it is there whole; ``about.json`` is written last."""
+    """The questions of a world in ``home``, which is generated unless it is there whole.
+
+    ``about.json`` is written last.
+    """
     hops = data.hops or DEFAULT_HOPS
     if (home / "about.json").is_file():
         wanted = {"seed": data.seed, "size": data.size, "questions": data.questions}
@@ -198,32 +209,32 @@ def _synthwiki(data: SynthWikiData, home: Path) -> tuple[Question, ...]:
     return questions
 
 
-def _own_index(corpus: Path, home: Path, options: Bm25Options) -> Retriever:
+def _own_index(corpus: Path, home: Path, options: IndexOptions) -> Retriever:
     """The index in ``home``, built where there is none; ``index.json`` says from what."""
     index, source = home / "index", home / "index.json"
     if not corpus.is_file():
         raise InputError(f"{corpus}: no such file")
-    made_from = {"corpus_sha256": sha256(corpus), **options.model_dump()}
+    made_from = {"corpus_sha256": sha256(corpus), **options.identity()}
     if index.is_dir() and source.is_file():
         _refuse_other(source, made_from)
-        return open_index(index)
+        return open_index(index, runtime=_runtime(options))
     # A kill between the two writes leaves an index that nothing vouches for; it is built again.
-    built = build_index(read_corpus(corpus), index, options.kind, k1=options.k1, b=options.b)
+    built = build_index(corpus, index, options)
     write_json(source, made_from)
     return built
 
 
-def _given_index(index: Path, options: Bm25Options) -> Retriever:
+def _given_index(index: Path, options: IndexOptions) -> Retriever:
     """An index of the user's own, which has to be of the recipe's settings."""
-    retriever: Bm25Retriever = open_index(index)
-    for name in ("k1", "b"):
-        found, wanted = retriever.settings[name], getattr(options, name)
-        if found != wanted:
-            raise InputError(
-                f"{index}: was built with {name} = {found}, and retriever.{name} is {wanted}; "
-                "set the recipe to the index or build it again"
-            )
-    return retriever
+    check_options(index, options)
+    encoder = options.encoder if isinstance(options, VectorOptions) else None
+    return open_index(index, encoder=encoder, runtime=_runtime(options))
+
+
+def _runtime(options: IndexOptions) -> Runtime:
+    if not isinstance(options, VectorOptions):
+        return Runtime()
+    return Runtime(options.device, options.dtype, options.batch_size)
 
 
 def _refuse_other(record: Path, wanted: Mapping[str, Any]) -> None:

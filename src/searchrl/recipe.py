@@ -11,18 +11,18 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    Discriminator,
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveInt,
-    Tag,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -35,6 +35,15 @@ from searchrl.agents.search_o1 import SearchO1Options
 from searchrl.agents.trained import AgentOptions
 from searchrl.errors import InputError
 from searchrl.options import Options
+from searchrl.retrieval.options import (
+    KINDS,
+    AnyIndexOptions,
+    Bm25Options,
+    DenseOptions,
+    HybridOptions,
+    IndexOptions,
+    RerankOptions,
+)
 from searchrl.training.options import (
     LearningOptions,
     RolloutOptions,
@@ -42,9 +51,9 @@ from searchrl.training.options import (
     SupervisedOptions,
 )
 
-_KINDS = ("synthwiki", "files", "bm25", "http")
-"""Names that pydantic puts into the place of an error for the variant it tried."""
 SHIPPED = Path(__file__).parent / "recipes"
+_VARIANTS = frozenset({"synthwiki", "files", *KINDS, "http", "s3", "search_r1", "deep_retrieval"})
+"""Names of a section's kinds, which pydantic counts among the keys."""
 
 
 class SynthWikiData(Options):
@@ -101,16 +110,6 @@ class DataOptions(Options):
         return len(corpora) == 1 and None not in corpora
 
 
-class Bm25Options(Options):
-    """An index in this process, built where none is given."""
-
-    kind: Literal["bm25"] = "bm25"
-    k1: float = Field(0.9, ge=0)
-    """BM25: how slowly repeats of a word saturate."""
-    b: float = Field(0.4, ge=0, le=1)
-    """BM25: weight of the passage's length."""
-
-
 class HttpRetrieverOptions(Options):
     """A server that speaks Search-R1's ``/retrieve``, as ``searchrl serve`` does."""
 
@@ -125,14 +124,17 @@ class HttpRetrieverOptions(Options):
     """Lists of hits that are kept in memory."""
 
 
-def _retriever_kind(value: Any) -> Any:
-    """The kind of a retriever section; one that names none is an index of ours."""
-    return value.get("kind", "bm25") if isinstance(value, dict) else getattr(value, "kind", None)
+def _kind_or_bm25(value: Any) -> Any:
+    """A retriever that names no kind is BM25."""
+    return {"kind": "bm25", **value} if isinstance(value, dict) else value
 
 
 RetrieverOptions = Annotated[
-    Annotated[Bm25Options, Tag("bm25")] | Annotated[HttpRetrieverOptions, Tag("http")],
-    Discriminator(_retriever_kind),
+    Annotated[
+        Bm25Options | DenseOptions | HybridOptions | HttpRetrieverOptions,
+        Field(discriminator="kind"),
+    ],
+    BeforeValidator(_kind_or_bm25),
 ]
 
 
@@ -245,6 +247,7 @@ class Recipe(Options):
     seed: int = 0
     data: DataOptions
     retriever: RetrieverOptions = Bm25Options()
+    rerank: RerankOptions | None = None
     searcher: SearcherOptions
     generator: GeneratorOptions
     judge: JudgeOptions | None = None
@@ -285,10 +288,6 @@ class Recipe(Options):
         return self
 
 
-_KINDS = frozenset({"synthwiki", "files", "s3", "search_r1", "deep_retrieval"})
-"""Kinds of sections, which pydantic puts between a section and its key."""
-
-
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe by path, or a shipped one by name, and apply ``key=value`` overrides.
 
@@ -304,6 +303,22 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error.errors())}") from error
+
+
+def index_options(values: Mapping[str, Any], overrides: Sequence[str]) -> IndexOptions:
+    """The options of one index, as a command gives them; overrides as in ``load_recipe``.
+
+    Raises:
+        InputError: a key does not go with the kind or is missing, or a value does not fit.
+    """
+    chosen = dict(values)
+    for override in overrides:
+        _apply(chosen, override)
+    try:
+        options: IndexOptions = TypeAdapter(AnyIndexOptions).validate_python(chosen)
+    except ValidationError as error:
+        raise InputError(f"index options: {_explain(error.errors())}") from error
+    return options
 
 
 def recipe_path(source: str) -> Path:
@@ -353,7 +368,7 @@ def _explain(errors: Sequence[ErrorDetails]) -> str:
     """One line a user can act on, from pydantic's complaints."""
     # A key that is there and wrong explains more than one that is missing.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in error["loc"] if part not in _KINDS)
+    key = ".".join(str(part) for part in error["loc"] if part not in _VARIANTS)
     match error["type"]:
         case "extra_forbidden":
             return f"{key} does not go with this section's kind"

@@ -20,6 +20,11 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Torch threads; as many as free cores when left out.")
 ]
 Index = Annotated[Path, typer.Option(help="An index directory.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option(help="Where the index's encoder lies now, if it was moved; dense and hybrid."),
+]
+Device = Annotated[str, typer.Option(help="Where vectors are computed, as in cpu or cuda:0.")]
 Out = Annotated[Path, typer.Option(help="The directory to write to.")]
 
 

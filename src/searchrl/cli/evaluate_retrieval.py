@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
-from searchrl.cli.arguments import Index
+from searchrl.cli.arguments import Device, Encoder, Index
 
 
 def command(
     index: Index,
     questions: Annotated[Path, typer.Option(help="Question lines, or BEIR query lines.")],
     qrels: Annotated[Path, typer.Option(help="Judgements in BEIR's tab-separated form.")],
+    encoder: Encoder = None,
+    device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
 ) -> None:
     """Measure how well an index finds the relevant passages, each question as its own query.
@@ -25,11 +27,13 @@ def command(
     """
     import asyncio
 
+    from searchrl.retrieval.encoder import Runtime
     from searchrl.retrieval.index import open_index
     from searchrl.retrieval.metrics import evaluate_retriever, read_qrels, read_queries
 
     queries, judgements = read_queries(questions), read_qrels(qrels)
-    means = asyncio.run(evaluate_retriever(open_index(index), queries, judgements))
+    retriever = open_index(index, encoder=encoder, runtime=Runtime(device))
+    means = asyncio.run(evaluate_retriever(retriever, queries, judgements))
     if as_json:
         typer.echo(json.dumps(means))
         return

@@ -1,47 +1,85 @@
-"""``searchrl index``: build an index directory, or check one."""
+"""``searchrl index``: build an index directory, from vectors made elsewhere too, or check one."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from searchrl.cli import arguments
+from searchrl.cli.arguments import AsJson, Out
 
 app = typer.Typer(
     name="index", help="Build an index over a corpus, or check one.", no_args_is_help=True
 )
 
+Corpus = Annotated[Path, typer.Option(help="Passages: .jsonl or .jsonl.gz, one a line.")]
+K1 = Annotated[float | None, typer.Option(help="BM25: how slowly repeats of a word saturate.")]
+B = Annotated[float | None, typer.Option(help="BM25: weight of the passage's length, 0 to 1.")]
+Encoder = Annotated[str | None, typer.Option(help="Text encoder: a path or a hub name.")]
+Device = Annotated[str | None, typer.Option(help="Where the encoder runs, as in cpu or cuda:0.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="key=value, a key of a recipe's [retriever], as in --set max_length=256; repeatable.",
+    ),
+]
+
 
 @app.command()
 def build(
-    corpus: Annotated[Path, typer.Option(help="Passages: .jsonl or .jsonl.gz, one a line.")],
-    out: Annotated[Path, typer.Option(help="The index directory to write.")],
-    kind: Annotated[str, typer.Option(help="bm25.")] = "bm25",
-    k1: Annotated[float, typer.Option(help="BM25: how slowly repeats of a word saturate.")] = 0.9,
-    b: Annotated[float, typer.Option(help="BM25: weight of the passage's length, 0 to 1.")] = 0.4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    corpus: Corpus,
+    out: Out,
+    kind: Annotated[str, typer.Option(help="bm25, dense or hybrid.")] = "bm25",
+    k1: K1 = None,
+    b: B = None,
+    encoder: Encoder = None,
+    device: Device = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
 ) -> None:
     """Index a corpus; an index that stands at OUT is replaced when the new one is complete.
 
+    A build of vectors that was cut off goes on where it was when the command is given again.
+
     Example: searchrl index build --kind bm25 --corpus corpus.jsonl --out indexes/wiki
     """
-    from searchrl.cli.progress import working
-    from searchrl.data.passages import read_corpus
-    from searchrl.retrieval.index import build_index
+    named = {"kind": kind, "k1": k1, "b": b, "encoder": encoder, "device": device}
+    _build(corpus, out, None, named, settings, as_json)
 
-    with working(f"indexing {corpus}"):
-        retriever = build_index(read_corpus(corpus), out, kind=kind, k1=k1, b=b)
-    if as_json:
-        typer.echo(json.dumps({"path": str(out), "kind": kind, "passages": len(retriever)}))
-    else:
-        typer.echo(f"{out}: {kind} index of {len(retriever):,} passages")
+
+@app.command()
+def convert(
+    corpus: Corpus,
+    vectors: Annotated[
+        Path, typer.Option(help="Vectors in the corpus's order: .npy, or a faiss IndexFlat.")
+    ],
+    out: Out,
+    encoder: Encoder = None,
+    kind: Annotated[str, typer.Option(help="dense or hybrid.")] = "dense",
+    device: Device = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an index of vectors that another program computed, as Search-R1's e5_Flat.index.
+
+    A few passages are encoded again, to see that corpus, encoder and vectors belong together.
+
+    Example: searchrl index convert --corpus wiki-18.jsonl --vectors e5_Flat.index
+    --encoder intfloat/e5-base-v2 --out indexes/wiki-e5
+    """
+    named = {"kind": kind, "encoder": encoder, "device": device}
+    _build(corpus, out, vectors, named, settings, as_json)
 
 
 @app.command()
 def check(
     index: Annotated[Path, typer.Argument(help="The index directory.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    encoder: arguments.Encoder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Verify an index: every checksum, and that it answers as it did when it was built.
 
@@ -49,11 +87,34 @@ def check(
     """
     from searchrl.retrieval.index import check_index
 
-    report = check_index(index)
+    report = check_index(index, encoder)
     if as_json:
         typer.echo(json.dumps(report))
         return
     typer.echo(f"{index}: good")
     for name, value in report.items():
         if name != "path":
-            typer.echo(f"  {name:<9} {value}")
+            typer.echo(f"  {name:<15} {value}")
+
+
+def _build(
+    corpus: Path,
+    out: Path,
+    vectors: Path | None,
+    named: dict[str, Any],
+    settings: list[str] | None,
+    as_json: bool,
+) -> None:
+    from searchrl.cli.progress import stages
+    from searchrl.recipe import index_options
+    from searchrl.retrieval.index import build_index
+
+    given = {name: value for name, value in named.items() if value is not None}
+    options = index_options(given, settings or [])
+    with stages() as progress:
+        retriever = build_index(corpus, out, options, vectors, progress)
+    count = len(retriever.corpus)
+    if as_json:
+        typer.echo(json.dumps({"path": str(out), "kind": options.kind, "passages": count}))
+    else:
+        typer.echo(f"{out}: {options.kind} index of {count:,} passages")

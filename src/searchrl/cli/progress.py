@@ -26,16 +26,16 @@ def progress(label: str, total: int) -> Iterator[Advance]:
 
 
 @contextmanager
-def working(label: str) -> Iterator[None]:
-    """Show on a terminal that something without countable units is going on."""
+def stages() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show one activity after another: what goes on, how many are done, of how many if known."""
     if not sys.stderr.isatty():
-        yield
+        yield _stage_lines()
         return
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(label)):
-        yield
+    with Console(stderr=True).status("") as status:
+        yield lambda stage, done, total: status.update(Text(_stage(stage, done, total)))
 
 
 @contextmanager
@@ -67,3 +67,20 @@ def _lines(label: str, total: int) -> Advance:
             typer.echo(text, err=True)
 
     return advance
+
+
+def _stage_lines() -> Callable[[str, int, int | None], None]:
+    last = time.monotonic()
+
+    def told(stage: str, done: int, total: int | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            typer.echo(_stage(stage, done, total), err=True)
+
+    return told
+
+
+def _stage(stage: str, done: int, total: int | None) -> str:
+    return f"{stage}: {done:,}" + ("" if total is None else f" of {total:,}")

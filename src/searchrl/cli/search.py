@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from searchrl.cli.arguments import Index
+from searchrl.cli.arguments import Device, Encoder, Index
 
 if TYPE_CHECKING:
     from searchrl.retrieval.protocol import Hit
@@ -19,6 +19,8 @@ def command(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     index: Index,
     k: Annotated[int, typer.Option(help="How many passages to show.")] = 5,
+    encoder: Encoder = None,
+    device: Device = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """Search an index and print the passages found, best first.
@@ -27,9 +29,11 @@ def command(
     """
     import asyncio
 
+    from searchrl.retrieval.encoder import Runtime
     from searchrl.retrieval.index import open_index
 
-    (hits,) = asyncio.run(open_index(index).search([query], k))
+    retriever = open_index(index, encoder=encoder, runtime=Runtime(device))
+    (hits,) = asyncio.run(retriever.search([query], k))
     if as_json:
         typer.echo(json.dumps([_row(hit) for hit in hits]))
     else:

@@ -44,14 +44,23 @@ def read_corpus(path: Path) -> Iterator[Passage]:
         InputError: a malformed line (with its number), a repeated id, or no passage at all.
     """
     seen: set[str] = set()
-    for number, row in read_jsonl(path):
-        passage = passage_from_row(row, where=f"{path}:{number}")
+    for number, passage in _numbered_lines(path):
         if passage.id in seen:
             raise InputError(f"{path}:{number}: id {passage.id!r} appears twice; ids must differ")
         seen.add(passage.id)
         yield passage
     if not seen:
         raise InputError(f"{path}: the corpus is empty; it needs at least one passage")
+
+
+def stream_corpus(path: Path) -> Iterator[Passage]:
+    """As ``read_corpus`` in constant memory: repeated ids and an empty corpus are let through."""
+    return (passage for _, passage in _numbered_lines(path))
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, Passage]]:
+    for number, row in read_jsonl(path):
+        yield number, passage_from_row(row, where=f"{path}:{number}")
 
 
 def passage_from_row(row: dict[str, Any], where: str) -> Passage:

@@ -1,90 +1,134 @@
 """Index directories: built whole or not at all, and checked before they answer.
 
-A directory holds arrays, passages, and a manifest with checksums. The manifest also keeps canaries:
-a few queries with the passage each found first when the index was built. A library or an analyzer
-that has changed since then shows itself there, where a checksum cannot see it.
+A directory holds the corpus, the parts that its kind names (``bm25``, ``dense``, or both), and a
+manifest with checksums, settings and canaries. Whatever decides an answer is in the manifest and is
+compared when the index is opened: analyzer, encoder, pooling, prefixes, number of passages.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from searchrl.data.corpus_store import CorpusStore, Progress, build_corpus_store, silent
 from searchrl.data.passages import Passage
-from searchrl.data.storage import MANIFEST, atomic_directory, read_manifest, verify_directory
+from searchrl.data.storage import atomic_directory, read_manifest, verify_directory
 from searchrl.errors import InputError, IntegrityError
-from searchrl.retrieval.bm25 import Bm25Retriever
+from searchrl.retrieval.analysis import EnglishAnalyzer
+from searchrl.retrieval.bm25 import Bm25Retriever, write_bm25
+from searchrl.retrieval.canaries import draw_canaries, first_wrong
+from searchrl.retrieval.dense import DenseRetriever
+from searchrl.retrieval.dense_build import waiting_directory, write_dense
+from searchrl.retrieval.encoder import Encoder, EncoderSettings, Runtime, open_encoder
+from searchrl.retrieval.hybrid import HybridRetriever
+from searchrl.retrieval.index_place import (
+    FORM,
+    check_form,
+    rebuild,
+    refuse_absent,
+    refuse_foreign,
+)
+from searchrl.retrieval.options import (
+    Bm25Options,
+    HybridOptions,
+    IndexOptions,
+    VectorOptions,
+    WordOptions,
+)
+from searchrl.retrieval.protocol import IndexRetriever
 
-FORM = 1
-KINDS = ("bm25",)
-_CANARIES = 5
-_CANARY_LENGTH = 80
-_REBUILD = "searchrl index build --kind bm25 --corpus CORPUS.jsonl --out DIRECTORY"
+_CORPUS, _WORDS, _VECTORS = "corpus", "bm25", "dense"
+_CPU = Runtime()
 
 
 def build_index(
-    corpus: Iterable[Passage], out: Path, kind: str = "bm25", **settings: float
-) -> Bm25Retriever:
+    corpus: Path | Iterable[Passage],
+    out: Path,
+    options: IndexOptions | None = None,
+    vectors: Path | None = None,
+    progress: Progress = silent,
+) -> IndexRetriever:
     """Index a corpus into the directory ``out`` and return the retriever over it.
 
     An index that stands at ``out`` is replaced when the new one is complete; anything else there
-    is left alone.
+    is left alone. A build of vectors that was cut off goes on where it was.
 
     Args:
-        corpus: the passages.
+        corpus: a corpus file, or passages.
         out: the directory to write.
-        kind: one of ``KINDS``.
-        settings: ``k1`` and ``b``.
+        options: which kind and how; BM25 with Anserini's settings when left out.
+        vectors: a ``.npy`` or faiss ``IndexFlat`` file with the vectors of the corpus, in its
+            order, instead of encoding it.
+        progress: told of passages done.
 
     Raises:
-        InputError: an unknown kind or setting, an empty corpus, a repeated id, or an ``out`` that
-            is something else than an index or cannot be written.
+        InputError: an empty corpus, a malformed line, a repeated id, an encoder that cannot be
+            loaded, or an ``out`` that is something else than an index or cannot be written.
     """
-    if kind not in KINDS:
-        raise InputError(f"index kind {kind!r} is not known; known kinds: {', '.join(KINDS)}")
-    if unknown := set(settings) - {"k1", "b"}:
-        raise InputError(f"a bm25 index has no setting {sorted(unknown)[0]!r}; it has k1 and b")
-    _refuse_foreign(out)
-    retriever = Bm25Retriever(corpus, **settings)
-    about = {
-        "form": FORM,
-        "kind": kind,
-        **retriever.settings,
-        "passages": len(retriever),
-        "canaries": _draw_canaries(retriever),
-    }
+    options = options or Bm25Options()
+    refuse_foreign(out)
+    about: dict[str, Any] = {"form": FORM, "kind": options.kind}
+    waiting = waiting_directory(out)
+    encoder = None
     try:
         with atomic_directory(out, about) as directory:
-            retriever.save(directory)
+            store = build_corpus_store(corpus, directory / _CORPUS, progress)
+            about["passages"] = len(store)
+            if isinstance(options, WordOptions):
+                about |= _write_words(store, options, directory / _WORDS, progress)
+            if isinstance(options, VectorOptions):
+                (directory / _VECTORS).mkdir()
+                facts, encoder = write_dense(
+                    store, options, vectors, directory / _VECTORS, waiting, progress
+                )
+                about |= facts
+            if isinstance(options, HybridOptions):
+                about["fusion_depth"] = options.fusion_depth
+                about["fusion_constant"] = options.fusion_constant
+            built = _assemble(directory, about, encoder, _device(options))
+            about["canaries"] = draw_canaries(built, exact=encoder is None)
     except OSError as error:
         raise InputError(f"{out}: the index cannot be written: {error}") from error
-    return retriever
+    shutil.rmtree(waiting, ignore_errors=True)
+    return _assemble(out, about, encoder, _device(options))
 
 
 def open_index(
-    path: Path, verify: bool = True, advance: Callable[[float], None] = lambda _: None
-) -> Bm25Retriever:
+    path: Path,
+    verify: bool = True,
+    encoder: str | None = None,
+    runtime: Runtime = _CPU,
+    advance: Callable[[float], None] = lambda _: None,
+) -> IndexRetriever:
     """Open an index directory.
 
     Args:
         path: the directory.
-        verify: read every file against its checksum and ask the canaries first; without it, an
-            altered index may answer wrongly.
-        advance: told which share of the files has been read against its checksum.
+        verify: read every file against its checksum and ask the canaries first; without it, only
+            sizes are compared, and an altered index may answer wrongly.
+        encoder: where the encoder lies now, if it was moved since the index was built.
+        runtime: where encoder and vectors are computed.
+        advance: told which share of the files has been checked.
 
     Raises:
-        InputError: there is no index at ``path``, or one of another program.
+        InputError: there is no index at ``path``, or one of another program, or its encoder cannot
+            be loaded or is another one.
         IntegrityError: the index is damaged, of another form, or answers its canaries differently.
     """
     about = read_about(path)
-    if verify:
-        verify_directory(path, advance)
-    retriever = Bm25Retriever.load(path)
-    if retriever.settings["analyzer"] != about.get("analyzer"):
-        raise IntegrityError(f"{path}: built with another analyzer; build it again: {_REBUILD}")
-    if verify:
-        _ask_canaries(path, about, retriever)
+    verify_directory(path, contents=verify, advance=advance)
+    if about.get("analyzer", EnglishAnalyzer.name) != EnglishAnalyzer.name:
+        again = rebuild(about["kind"])
+        raise IntegrityError(f"{path}: built with another analyzer; build it again: {again}")
+    opened = None
+    if "query_encoder" in about:
+        settings = EncoderSettings.from_row(about["query_encoder"], path)
+        opened = open_encoder(settings, runtime, path, encoder)
+    retriever = _assemble(path, about, opened, runtime.device)
+    if verify and (wrong := first_wrong(retriever, about["canaries"])):
+        raise IntegrityError(f"{path}: {wrong}; build it again: {rebuild(about['kind'])}")
     return retriever
 
 
@@ -94,13 +138,13 @@ def read_about(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no index at ``path``, or one of another program or form.
     """
-    _refuse_absent(path)
+    refuse_absent(path)
     about: dict[str, Any] = read_manifest(path)["about"]
-    _check_form(path, about)
+    check_form(path, about)
     return about
 
 
-def check_index(path: Path) -> dict[str, Any]:
+def check_index(path: Path, encoder: str | None = None) -> dict[str, Any]:
     """Verify an index directory in full and describe it.
 
     Returns:
@@ -110,7 +154,7 @@ def check_index(path: Path) -> dict[str, Any]:
     Raises:
         InputError: as ``open_index``.
     """
-    open_index(path)
+    open_index(path, encoder=encoder)
     manifest = read_manifest(path)
     sizes = [entry["bytes"] for entry in manifest["files"].values()]
     counts = {"files": len(sizes), "bytes": sum(sizes)}
@@ -118,61 +162,56 @@ def check_index(path: Path) -> dict[str, Any]:
     return {"path": str(path), **about, **counts, "canaries": len(about["canaries"])}
 
 
-def _refuse_foreign(out: Path) -> None:
-    """Refuse to replace what is not an index, or an index among other files."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if not out.is_dir() or out.is_symlink():
-        raise InputError(f"{out}: is there and is not a directory; choose another --out")
-    if not any(out.iterdir()):
-        return
-    try:
-        manifest = read_manifest(out)
-    except IntegrityError as error:
-        raise InputError(f"{out}: holds files and no index; choose another --out") from error
-    if manifest["about"].get("kind") not in KINDS:
-        raise InputError(f"{out}: holds something else than an index; choose another --out")
-    present = {file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir()}
-    if strangers := present - set(manifest["files"]) - {MANIFEST}:
-        name = min(strangers)
-        raise InputError(f"{out}: holds {name!r} beside the index; move it or choose another --out")
+def check_options(path: Path, options: IndexOptions) -> None:
+    """See that the index at ``path`` is what the options ask for.
 
-
-def _refuse_absent(path: Path) -> None:
-    if not path.is_dir():
-        raise InputError(f"{path}: no index directory there; build one: {_REBUILD}")
-    if not (path / MANIFEST).exists() and any(path.glob("segments_*")):
-        raise InputError(f"{path}: is a Lucene (Pyserini) index; build ours instead: {_REBUILD}")
-
-
-def _check_form(path: Path, about: dict[str, Any]) -> None:
-    if about.get("kind") not in KINDS:
-        raise IntegrityError(f"{path}: {about.get('kind')!r} is no kind of index known here")
-    if about.get("form") != FORM:
-        raise IntegrityError(
-            f"{path}: form {about.get('form')!r}, this version reads form {FORM};"
-            f" build it again: {_REBUILD}"
-        )
-
-
-def _draw_canaries(retriever: Bm25Retriever) -> list[dict[str, str]]:
-    """Queries from passages spread evenly over the index, with the passage each finds first."""
-    step = max(1, len(retriever) // _CANARIES)
-    queries = [_canary(passage) for passage in retriever.passages[::step][:_CANARIES]]
-    return [{"query": query, "top": retriever.top(query, 1)[0].passage.id} for query in queries]
-
-
-def _canary(passage: Passage) -> str:
-    """The passage's title, or the start of its text, without what a manifest cannot hold."""
-    text = " ".join((passage.title.strip() or passage.text).split())[:_CANARY_LENGTH]
-    return "".join(character for character in text if character.isprintable())
-
-
-def _ask_canaries(path: Path, about: dict[str, Any], retriever: Bm25Retriever) -> None:
-    for canary in about["canaries"]:
-        found = retriever.top(canary["query"], 1)[0].passage.id
-        if found != canary["top"]:
-            raise IntegrityError(
-                f"{path}: {canary['query']!r} now finds {found!r} first, not {canary['top']!r};"
-                f" build it again: {_REBUILD}"
+    Raises:
+        InputError: it is of another kind, or was built with other settings.
+    """
+    refuse_absent(path)
+    found = _as_options(read_manifest(path)["about"])
+    for name, wanted in options.identity().items():
+        # None and auto leave the choice to the index; its encoder proves itself by its weights.
+        if wanted in (None, "auto") or name not in found:
+            continue
+        if found[name] != wanted:
+            raise InputError(
+                f"{path}: was built with {name} = {found[name]}, and retriever.{name} is {wanted}; "
+                "set the recipe to the index or build it again"
             )
+
+
+def _as_options(about: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a manifest under the names of the options that they follow from."""
+    query, passage = about.get("query_encoder", {}), about.get("passage_encoder", {})
+    shared = {name: query[name] for name in ("pooling", "normalise", "max_length") if name in query}
+    prefixes = {"query_prefix": query.get("prefix"), "passage_prefix": passage.get("prefix")}
+    return {**about, **shared, **prefixes}
+
+
+def _write_words(
+    store: CorpusStore, options: WordOptions, directory: Path, progress: Progress
+) -> dict[str, Any]:
+    directory.mkdir()
+    write_bm25(store, directory, options.k1, options.b, progress)
+    return {"analyzer": EnglishAnalyzer.name, "k1": options.k1, "b": options.b}
+
+
+def _assemble(
+    directory: Path, about: dict[str, Any], encoder: Encoder | None, device: str
+) -> IndexRetriever:
+    """The retriever over a complete directory."""
+    store = CorpusStore(directory / _CORPUS)
+    parts: list[IndexRetriever] = []
+    if "k1" in about:
+        parts.append(Bm25Retriever.open(store, directory / _WORDS))
+    if encoder is not None:
+        compression = about["compression"]
+        parts.append(DenseRetriever(store, encoder, directory / _VECTORS, compression, device))
+    if len(parts) == 1:
+        return parts[0]
+    return HybridRetriever(parts, about["fusion_depth"], about["fusion_constant"])
+
+
+def _device(options: IndexOptions) -> str:
+    return options.device if isinstance(options, VectorOptions) else _CPU.device

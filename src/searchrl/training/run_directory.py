@@ -25,7 +25,7 @@ from searchrl.errors import InputError
 from searchrl.recipe import Recipe, load_recipe
 
 Status = Literal["started", "success", "error", "cancelled"]
-_PACKAGES = ("searchrl", "torch", "transformers", "bm25s", "numpy")
+_PACKAGES = ("searchrl", "torch", "transformers", "PyStemmer", "regex", "numpy")
 
 
 class RunDirectory:

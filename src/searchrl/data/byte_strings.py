@@ -1,0 +1,92 @@
+"""Many byte strings in two files: their bytes end to end, and where each one starts.
+
+Both are memory-mapped, so a billion strings open as fast as ten and cost no memory until they are
+read. Sorted strings can be searched with ``bisect`` as they lie on the disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from searchrl.errors import IntegrityError
+
+_BUFFER = 1 << 20
+
+
+class ByteStringsWriter:
+    """Appends strings to ``NAME.bin`` and their ends to ``NAME.ends``; a context manager."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._bytes: IO[bytes] = (directory / f"{name}.bin").open("wb", buffering=_BUFFER)
+        self._ends: IO[bytes] = (directory / f"{name}.ends").open("wb", buffering=_BUFFER)
+        self._end = 0
+
+    def append(self, value: bytes) -> None:
+        """Add one string."""
+        self._end += len(value)
+        self._bytes.write(value)
+        self._ends.write(self._end.to_bytes(8, "little"))
+
+    def __enter__(self) -> ByteStringsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bytes.close()
+        self._ends.close()
+
+
+class ByteStrings:
+    """The strings that a ``ByteStringsWriter`` wrote.
+
+    Attributes:
+        bytes: all bytes, shape ``(total,)``.
+        ends: where each string ends, shape ``(len(self),)``; it starts where the one before ends.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        """Map the two files.
+
+        Raises:
+            IntegrityError: one is missing, or the two do not belong together.
+        """
+        self.bytes = _map(directory / f"{name}.bin", np.uint8)
+        self.ends = _map(directory / f"{name}.ends", "<i8")
+        if len(self.bytes) != (self.ends[-1] if len(self.ends) else 0):
+            raise IntegrityError(f"{directory / name}.bin: not as long as its ends say; cut short")
+        self._view = self.bytes.data
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        """One string; ``index`` counts from 0, not from the end."""
+        (value,) = self.run(index, 1)
+        return value
+
+    def run(self, start: int, count: int) -> list[bytes]:
+        """``count`` neighbours from ``start`` on; IndexError where there are not as many."""
+        if start < 0 or start + count > len(self):
+            raise IndexError(start)
+        place = int(self.ends[start - 1]) if start else 0
+        values = []
+        for end in self.ends[start : start + count].tolist():
+            values.append(bytes(self._view[place:end]))
+            place = end
+        return values
+
+
+def _map(path: Path, dtype: Any) -> npt.NDArray[Any]:
+    """The file as a read-only array; a file without bytes cannot be mapped and needs no mapping."""
+    if not path.is_file():
+        raise IntegrityError(f"{path}: missing; build it again")
+    size = path.stat().st_size
+    if size % np.dtype(dtype).itemsize:
+        raise IntegrityError(f"{path}: {size} bytes are no whole number of entries; cut short")
+    if size == 0:
+        return np.zeros(0, dtype)
+    # A plain view keeps the mapping and drops np.memmap's cost at every access.
+    return np.memmap(path, dtype, mode="r").view(np.ndarray)

@@ -1,0 +1,199 @@
+"""The inverted index of BM25: for every term the rows that hold it, each with its finished weight.
+
+Weights are Lucene's, its one-byte document lengths included, so its published numbers are met. A
+query adds up a few weights and computes nothing else.
+
+A build streams: the corpus is analysed once into a spool on disk, then scattered to its place in
+blocks. It holds the vocabulary and about 40 bytes a passage in memory; the arrays are mapped.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter
+from searchrl.data.corpus import Corpus
+from searchrl.data.corpus_store import Progress
+from searchrl.errors import IntegrityError
+from searchrl.retrieval.analysis import EnglishAnalyzer
+
+_WEIGHTS, _ROWS, _STARTS, _TERMS = "weights.npy", "rows.npy", "starts.npy", "terms"
+_SPOOL = "spool.tmp"
+_BLOCK = 1 << 22
+"""Postings that are put in place at once."""
+_PAIR = np.dtype([("term", "<u4"), ("count", "<u4")])
+
+
+class Postings:
+    """What ``write_postings`` wrote.
+
+    Attributes:
+        weights: one a posting, float32.
+        rows: the passages they belong to, int32.
+        starts: where the postings of each term start, shape ``(terms + 1,)``.
+    """
+
+    def __init__(self, directory: Path, in_memory: bool = False) -> None:
+        """Map the arrays, or read them.
+
+        Raises:
+            IntegrityError: a file is missing, cut short, or does not belong to the others.
+        """
+        self.weights, self.rows, self.starts = (
+            _load(directory / name, kind, in_memory)
+            for name, kind in ((_WEIGHTS, np.float32), (_ROWS, np.int32), (_STARTS, np.int64))
+        )
+        self._terms = ByteStrings(directory, _TERMS)
+        if len(self.starts) != len(self._terms) + 1 or not (
+            len(self.weights) == len(self.rows) == self.starts[-1]
+        ):
+            raise IntegrityError(f"{directory}: its arrays differ in length; build it again")
+
+    def scores(self, terms: Sequence[str], passages: int) -> npt.NDArray[np.float32]:
+        """Sums of weights, shape ``(passages,)``; a term that comes twice counts twice."""
+        scores = np.zeros(passages, np.float32)
+        for term in terms:
+            postings = self._of(_encode(term))
+            # A row stands once among the postings of a term, so no addition is lost.
+            scores[self.rows[postings]] += self.weights[postings]
+        return scores
+
+    def _of(self, term: bytes) -> slice:
+        number = bisect_left(self._terms, term)
+        if number == len(self._terms) or self._terms[number] != term:
+            return slice(0, 0)
+        return slice(int(self.starts[number]), int(self.starts[number + 1]))
+
+
+def write_postings(
+    corpus: Corpus,
+    analyzer: EnglishAnalyzer,
+    k1: float,
+    b: float,
+    directory: Path,
+    progress: Progress,
+) -> None:
+    """Index the passages of ``corpus``, title and text as one field, into ``directory``.
+
+    The weight of term t in passage d is ``idf * tf / (tf + k1 * (1 - b + b * length / mean))`` with
+    ``idf = ln(1 + (N - df + 0.5) / (df + 0.5))``, ``length`` as Lucene keeps it in one byte, and
+    ``mean`` the exact mean length.
+    """
+    spool = directory / _SPOOL
+    vocabulary, distinct, lengths = _analyse(corpus, analyzer, spool, progress)
+    numbers = _write_terms(vocabulary, directory)
+    pairs = np.memmap(spool, _PAIR, mode="r") if spool.stat().st_size else np.zeros(0, _PAIR)
+    frequencies = np.zeros(len(vocabulary), np.int64)
+    for start in range(0, len(pairs), _BLOCK):
+        terms = numbers[pairs["term"][start : start + _BLOCK]]
+        frequencies += np.bincount(terms, minlength=len(vocabulary))
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(frequencies)])
+    np.save(directory / _STARTS, starts)
+    idf = np.log1p((len(corpus) - frequencies + 0.5) / (frequencies + 0.5))
+    norms = _length_norms(lengths, k1, b)
+    _scatter(pairs, numbers, distinct, norms, idf, starts[:-1].copy(), directory)
+    spool.unlink()
+
+
+def quantised_length(length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Lengths as Lucene keeps them in one byte: four significant bits above 40, exact below.
+
+    ``SmallFloat.byte4ToInt(SmallFloat.intToByte4(length))`` of Lucene 7 and later.
+    """
+    above = np.maximum(length - 24, 0)
+    bits = np.frexp(above.astype(np.float64))[1]
+    shift = np.maximum(bits - 4, 0)
+    return np.where(length < 24, length, 24 + (above >> shift << shift))
+
+
+def _analyse(
+    corpus: Corpus, analyzer: EnglishAnalyzer, spool: Path, progress: Progress
+) -> tuple[dict[str, int], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Spool ``(term, count)`` of every passage; its distinct terms and its length are returned."""
+    vocabulary: dict[str, int] = {}
+    distinct, lengths = array("i"), array("q")
+    with spool.open("wb", buffering=1 << 20) as handle:
+        for done, passage in enumerate(corpus, start=1):
+            counts = Counter(analyzer.words(f"{passage.title}\n{passage.text}"))
+            pairs = [
+                number
+                for term, count in counts.items()
+                for number in (vocabulary.setdefault(term, len(vocabulary)), count)
+            ]
+            handle.write(np.array(pairs, "<u4").tobytes())
+            distinct.append(len(counts))
+            lengths.append(counts.total())
+            if done % 10_000 == 0:
+                progress("indexing words", done, len(corpus))
+    return vocabulary, np.frombuffer(distinct, np.int32), np.frombuffer(lengths, np.int64)
+
+
+def _write_terms(vocabulary: dict[str, int], directory: Path) -> npt.NDArray[np.int64]:
+    """Write the terms in their order; returns the place of each by its first number."""
+    numbers = np.empty(len(vocabulary), np.int64)
+    with ByteStringsWriter(directory, _TERMS) as writer:
+        # Code points sort as their UTF-8 does.
+        for place, term in enumerate(sorted(vocabulary)):
+            numbers[vocabulary[term]] = place
+            writer.append(_encode(term))
+    return numbers
+
+
+def _length_norms(lengths: npt.NDArray[np.int64], k1: float, b: float) -> npt.NDArray[np.float64]:
+    mean = float(lengths.mean()) or 1.0  # a corpus without a single word
+    relative = quantised_length(lengths).astype(np.float64) / mean
+    return np.asarray(k1 * (1 - b + b * relative), np.float64)
+
+
+def _scatter(
+    pairs: npt.NDArray[Any],
+    numbers: npt.NDArray[np.int64],
+    distinct: npt.NDArray[np.int32],
+    norms: npt.NDArray[np.float64],
+    idf: npt.NDArray[np.float64],
+    free: npt.NDArray[np.int64],
+    directory: Path,
+) -> None:
+    """Put every posting in its place; ``free`` holds each term's next free one and is used up."""
+    weights, rows = (
+        np.lib.format.open_memmap(directory / name, "w+", dtype, (len(pairs),))
+        for name, dtype in ((_WEIGHTS, np.float32), (_ROWS, np.int32))
+    )
+    ends = np.cumsum(distinct, dtype=np.int64)
+    for start in range(0, len(pairs), _BLOCK):
+        block = pairs[start : start + _BLOCK]
+        row = np.searchsorted(ends, np.arange(start, start + len(block)), side="right")
+        term, count = numbers[block["term"]], block["count"].astype(np.float64)
+        order = np.argsort(term, kind="stable")
+        term, row, count = term[order], row[order], count[order]
+        present, first, repeats = np.unique(term, return_index=True, return_counts=True)
+        place = free[term] + np.arange(len(term)) - np.repeat(first, repeats)
+        rows[place] = row
+        weights[place] = idf[term] * count / (count + norms[row])
+        free[present] += repeats
+    weights.flush()
+    rows.flush()
+
+
+def _load(path: Path, dtype: Any, in_memory: bool) -> npt.NDArray[Any]:
+    try:
+        mapped = np.load(path, mmap_mode=None if in_memory else "r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise IntegrityError(f"{path}: cannot be read ({error}); build it again") from error
+    if mapped.ndim != 1 or mapped.dtype != dtype:
+        raise IntegrityError(f"{path}: not the array that was written; build it again")
+    # A plain view keeps the mapping and drops np.memmap's cost at every slice.
+    plain: npt.NDArray[Any] = mapped.view(np.ndarray)
+    return plain
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
