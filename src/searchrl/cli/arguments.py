@@ -18,6 +18,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard out
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Torch threads; as many as free cores when left out.")
 ]
+Index = Annotated[Path, typer.Option(help="An index directory.")]
 Out = Annotated[Path, typer.Option(help="The directory to write to.")]
 
 

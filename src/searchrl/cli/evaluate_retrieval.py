@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from searchrl.cli.arguments import Index
+
 
 def command(
-    index: Annotated[Path, typer.Option(help="An index directory.")],
+    index: Index,
     questions: Annotated[Path, typer.Option(help="Question lines, or BEIR query lines.")],
     qrels: Annotated[Path, typer.Option(help="Judgements in BEIR's tab-separated form.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,

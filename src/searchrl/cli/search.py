@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from searchrl.cli.arguments import Index
 
 if TYPE_CHECKING:
     from searchrl.retrieval.protocol import Hit
@@ -16,7 +17,7 @@ _WIDTH = 100
 
 def command(
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    index: Annotated[Path, typer.Option(help="An index directory.")],
+    index: Index,
     k: Annotated[int, typer.Option(help="How many passages to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -80,13 +80,20 @@ def atomic_directory(target: Path, about: Mapping[str, Any]) -> Iterator[Path]:
         raise
 
 
-def verify_directory(directory: Path) -> dict[str, Any]:
+def verify_directory(
+    directory: Path, advance: Callable[[float], None] = lambda _: None
+) -> dict[str, Any]:
     """Check every file against the manifest and return its ``"about"`` part.
+
+    Args:
+        directory: what ``atomic_directory`` wrote.
+        advance: told after each file which share of all bytes has been checked.
 
     Raises:
         IntegrityError: the manifest is missing or malformed, or a file is missing or altered.
     """
     manifest = read_manifest(directory)
+    total, done = sum(entry["bytes"] for entry in manifest["files"].values()), 0
     for name, expected in manifest["files"].items():
         file = directory / name
         if not file.is_file():
@@ -95,6 +102,8 @@ def verify_directory(directory: Path) -> dict[str, Any]:
             raise IntegrityError(
                 f"{file}: does not match its checksum in {MANIFEST}; it is damaged"
             )
+        done += expected["bytes"]
+        advance(done / max(1, total))
     about: dict[str, Any] = manifest["about"]
     return about
 

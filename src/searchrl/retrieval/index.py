@@ -7,7 +7,7 @@ that has changed since then shows itself there, where a checksum cannot see it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,27 +62,42 @@ def build_index(
     return retriever
 
 
-def open_index(path: Path, verify: bool = True) -> Bm25Retriever:
+def open_index(
+    path: Path, verify: bool = True, advance: Callable[[float], None] = lambda _: None
+) -> Bm25Retriever:
     """Open an index directory.
 
     Args:
         path: the directory.
         verify: read every file against its checksum and ask the canaries first; without it, an
             altered index may answer wrongly.
+        advance: told which share of the files has been read against its checksum.
 
     Raises:
         InputError: there is no index at ``path``, or one of another program.
         IntegrityError: the index is damaged, of another form, or answers its canaries differently.
     """
-    _refuse_absent(path)
-    about = verify_directory(path) if verify else read_manifest(path)["about"]
-    _check_form(path, about)
+    about = read_about(path)
+    if verify:
+        verify_directory(path, advance)
     retriever = Bm25Retriever.load(path)
     if retriever.settings["analyzer"] != about.get("analyzer"):
         raise IntegrityError(f"{path}: built with another analyzer; build it again: {_REBUILD}")
     if verify:
         _ask_canaries(path, about, retriever)
     return retriever
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What an index directory says of itself, its files unread.
+
+    Raises:
+        InputError: there is no index at ``path``, or one of another program or form.
+    """
+    _refuse_absent(path)
+    about: dict[str, Any] = read_manifest(path)["about"]
+    _check_form(path, about)
+    return about
 
 
 def check_index(path: Path) -> dict[str, Any]:

@@ -1,0 +1,198 @@
+"""The HTTP retriever: its operations, as an ASGI application.
+
+One application serves one index in one process. It lives before the index is open and says how far
+that is; a search is refused with a status that tells a client what to do, never left hanging; and
+one that nobody waits for any more, because the client hung up or its deadline passed, is taken out
+of the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from searchrl.errors import InfrastructureError, SearchRLError
+from searchrl.retrieval.protocol import Hit
+from searchrl.serving import wire
+from searchrl.serving.backend import Backend, Open
+from searchrl.serving.batching import Batcher, OverloadedError
+from searchrl.serving.http import (
+    ClientGoneError,
+    Gate,
+    Receive,
+    RefusedError,
+    Reply,
+    Request,
+    Route,
+    Scope,
+    Send,
+    refusal,
+)
+from searchrl.serving.metrics import CONTENT_TYPE, Metrics
+from searchrl.serving.openapi import describe
+from searchrl.serving.settings import ServerSettings
+
+_CLIENT_GONE = 499
+"""What is counted, as nginx does, where no status could be sent."""
+_SECONDS_TO_OPEN = 2
+"""When a client that came before the index was open should come again."""
+
+_Body = TypeVar("_Body", bound=Struct)
+
+_retrieve_decoder = msgspec.json.Decoder(wire.RetrieveRequest)
+_search_decoder = msgspec.json.Decoder(wire.SearchRequest)
+
+
+class RetrieverApp:
+    """Serves one retriever.
+
+    Args:
+        open_retriever: opens the index; called once, in a thread of its own.
+        settings: what depends on the machine.
+        key: the API key; ``None`` answers everybody.
+        failed: told why the index could not be opened.
+    """
+
+    def __init__(
+        self,
+        open_retriever: Open,
+        settings: ServerSettings,
+        key: str | None = None,
+        failed: Callable[[SearchRLError], None] = lambda _: None,
+    ) -> None:
+        self.routes = self._routes()
+        self._settings = settings
+        self._metrics = Metrics()
+        self._backend = Backend(open_retriever, self._metrics.ready, failed)
+        self._batcher = Batcher(
+            self._backend.search, settings.capacity, settings.batch, self._metrics
+        )
+        self._gate = Gate(self.routes, settings.allowed_hosts, key)
+        self._description = json.dumps(describe(self.routes, guarded=key is not None)).encode()
+
+    def _routes(self) -> Sequence[Route]:
+        health = (wire.Health,)
+        return (
+            Route("POST", "/retrieve", self._retrieve, "Search, in Search-R1's form.",
+                  {200: (wire.ScoredAnswer, wire.PlainAnswer)}, body=wire.RetrieveRequest),
+            Route("POST", "/v1/search", self._search, "Search.",
+                  {200: (wire.SearchAnswer,)}, body=wire.SearchRequest),
+            Route("GET", "/health/live", self._live, "Whether the process runs.",
+                  {200: health}, open=True),
+            Route("GET", "/health/ready", self._ready, "Whether the index is open.",
+                  {200: health, 503: health}, open=True),
+            Route("GET", "/metrics", self._measure, "Counts, in Prometheus's text form.",
+                  {200: ()}, content_type=CONTENT_TYPE),
+            Route("GET", "/openapi.json", self._describe, "This document.", {200: ()}),
+        )  # fmt: skip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] == "lifespan":
+            await self._live_on(receive, send)
+        else:
+            await self._exchange(Request(scope, receive), send)
+
+    async def _live_on(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self._backend.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        self._backend.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _exchange(self, request: Request, send: Send) -> None:
+        known = any(route.path == request.path for route in self.routes)
+        with self._metrics.exchange(request.path if known else "other") as exchange:
+            try:
+                reply = await self._gate.admit(request).handler(request)
+            except RefusedError as error:
+                reply = refusal(error)
+            except ClientGoneError:
+                exchange.status = _CLIENT_GONE
+                return
+            exchange.status = reply.status
+            await reply.send(send)
+
+    async def _retrieve(self, request: Request) -> Reply:
+        asked = await self._read(request, _retrieve_decoder)
+        queries = [asked.queries] if isinstance(asked.queries, str) else asked.queries
+        hits = await self._hits(request, queries, wire.limit(asked))
+        return Reply.of(wire.retrieve_answer(hits, asked.return_scores))
+
+    async def _search(self, request: Request) -> Reply:
+        asked = await self._read(request, _search_decoder)
+        return Reply.of(wire.search_answer(await self._hits(request, asked.queries, asked.k)))
+
+    async def _live(self, _: Request) -> Reply:
+        return Reply.of(wire.Health("live"))
+
+    async def _ready(self, _: Request) -> Reply:
+        status = self._backend.status
+        answer = wire.Health(status, round(self._backend.progress, 3))
+        return Reply.of(answer, 200 if status == "ready" else 503)
+
+    async def _measure(self, _: Request) -> Reply:
+        return Reply(200, self._metrics.text(), CONTENT_TYPE)
+
+    async def _describe(self, _: Request) -> Reply:
+        return Reply(200, self._description)
+
+    async def _read(self, request: Request, decoder: msgspec.json.Decoder[_Body]) -> _Body:
+        """The request's body, checked.
+
+        Raises:
+            RefusedError: it is not JSON (400), or not what this route takes (422).
+        """
+        body = await request.json_body(self._settings.body_seconds)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise RefusedError(422, str(error)) from None
+        except ValueError as error:
+            raise RefusedError(400, str(error)) from None
+
+    async def _hits(
+        self, request: Request, queries: Sequence[str], k: int | None
+    ) -> list[list[Hit]]:
+        """What the retriever finds, for as long as the client waits.
+
+        Raises:
+            RefusedError: no index yet, no room, or a failed retriever (503), or too late (504).
+            ClientGoneError: the client hung up.
+        """
+        seconds = request.seconds_left(self._settings.seconds)
+        answer = self._submit(queries, k or self._settings.topk)
+        gone = asyncio.ensure_future(request.disconnected())
+        try:
+            either: set[asyncio.Future[Any]] = {answer, gone}
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+        except InfrastructureError as error:
+            raise _busy(str(error), _SECONDS_TO_OPEN) from error
+        finally:
+            answer.cancel()
+            gone.cancel()
+        if gone.done():
+            raise ClientGoneError
+        raise RefusedError(504, "the deadline passed before the search was done")
+
+    def _submit(self, queries: Sequence[str], k: int) -> asyncio.Future[list[list[Hit]]]:
+        if self._backend.status != "ready":
+            raise _busy("the index is not open yet; see /health/ready", _SECONDS_TO_OPEN)
+        try:
+            answer = self._batcher.submit(queries, k)
+        except OverloadedError as error:
+            raise _busy(str(error), error.retry_after) from None
+        self._metrics.admitted(len(queries))
+        return answer
+
+
+def _busy(detail: str, seconds: int) -> RefusedError:
+    return RefusedError(503, detail, ((b"retry-after", str(seconds).encode()),))

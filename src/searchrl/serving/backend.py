@@ -1,0 +1,83 @@
+"""The retriever of a server, in a thread of its own.
+
+The thread opens the index and then runs every search in its own event loop, so requests are read,
+checked and answered meanwhile, and the server says that it lives before the index is open. A search
+that computes and one that waits for another service are both at home there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
+from searchrl.errors import InfrastructureError, SearchRLError
+from searchrl.retrieval.protocol import Hit, Retriever
+
+Advance = Callable[[float], None]
+"""Told the share of the index that has been checked."""
+Open = Callable[[Advance], Retriever]
+
+
+class Backend:
+    """Opens one retriever and searches it.
+
+    Args:
+        open_retriever: opens the index; runs in the backend's thread.
+        opened: called, in that thread, when the index is open.
+        failed: told, in that thread, why the index could not be opened.
+
+    Attributes:
+        status: ``opening``, ``ready`` or ``failed``.
+        progress: the share of the index that has been checked, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        open_retriever: Open,
+        opened: Callable[[], None],
+        failed: Callable[[SearchRLError], None],
+    ) -> None:
+        self.status = "opening"
+        self.progress = 0.0
+        self._open = open_retriever
+        self._opened = opened
+        self._failed = failed
+        self._loop = asyncio.new_event_loop()
+        self._retriever: Retriever | None = None
+        self._thread = threading.Thread(target=self._run, name="retriever", daemon=True)
+
+    def start(self) -> None:
+        """Begin to open the index."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let go of the thread; a search under way is finished first."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """See ``Retriever.search``.
+
+        Raises:
+            InfrastructureError: the index is not open.
+        """
+        if self._retriever is None:
+            raise InfrastructureError("the index is not open yet")
+        search = self._retriever.search(queries, k)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(search, self._loop))
+
+    def _run(self) -> None:
+        try:
+            self._retriever = self._open(self._advance)
+        except SearchRLError as error:
+            self.status = "failed"
+            self._failed(error)
+            return
+        self.status, self.progress = "ready", 1.0
+        self._opened()
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _advance(self, share: float) -> None:
+        self.progress = share

@@ -1,0 +1,93 @@
+"""What a server counts, in Prometheus's text form.
+
+With several worker processes each keeps its counts in files of a shared directory, named by
+``PROMETHEUS_MULTIPROC_DIR`` before this module is imported, and whichever is asked answers for all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Exchange:
+    """A request while it is answered; ``status`` is what is counted at its end."""
+
+    __slots__ = ("status",)
+
+    def __init__(self) -> None:
+        self.status = 500
+
+
+class Metrics:
+    """The counts of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "searchrl_requests", "Requests by route and status; 499: the client hung up.",
+            ("route", "status"), registry=self._registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "searchrl_request_seconds", "From a request's head to the end of its answer.",
+            ("route",), buckets=_SECONDS, registry=self._registry,
+        )  # fmt: skip
+        self._queries = Counter(
+            "searchrl_queries", "Queries of admitted requests.", registry=self._registry
+        )
+        self._batches = Histogram(
+            "searchrl_batch_queries", "Distinct queries handed to the retriever at a time.",
+            buckets=_QUERIES, registry=self._registry,
+        )  # fmt: skip
+        self._load = Gauge(
+            "searchrl_waiting_queries", "Queries waiting or under way.",
+            registry=self._registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self._ready = Gauge(
+            "searchrl_ready_workers", "Worker processes whose index is open.",
+            registry=self._registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+
+    @contextmanager
+    def exchange(self, route: str) -> Iterator[Exchange]:
+        """Count and time one request."""
+        exchange, started = Exchange(), time.perf_counter()
+        try:
+            yield exchange
+        finally:
+            self._requests.labels(route, str(exchange.status)).inc()
+            self._seconds.labels(route).observe(time.perf_counter() - started)
+
+    def admitted(self, queries: int) -> None:
+        """Count the queries of a request."""
+        self._queries.inc(queries)
+
+    def batch(self, queries: int) -> None:
+        """Count a call of the retriever."""
+        self._batches.observe(queries)
+
+    def load(self, queries: int) -> None:
+        """Note how many queries wait or are under way."""
+        self._load.set(queries)
+
+    def ready(self) -> None:
+        """Note that this process can answer."""
+        self._ready.set(1)
+
+    def text(self) -> bytes:
+        """All counts, of all worker processes."""
+        registry = self._registry
+        if DIRECTORY_VARIABLE in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

@@ -1,0 +1,214 @@
+"""A server for an index: worker processes under Granian, started and stopped together.
+
+Each worker maps the index's arrays from the same files, so the machine holds them once. What can be
+known to be wrong is refused before anything is bound; an index that turns out to be damaged stops
+the server with the reason. A worker that dies is replaced. On SIGTERM or Ctrl-C the workers take
+no more connections and finish what is under way.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from searchrl.errors import InfrastructureError, InputError, SearchRLError
+from searchrl.retrieval.index import open_index, read_about
+from searchrl.serving.settings import ServerSettings, host_name
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
+
+    from searchrl.retrieval.protocol import Retriever
+    from searchrl.serving.app import RetrieverApp
+    from searchrl.serving.backend import Advance
+
+_BACKLOG = 4_096
+_SECONDS_TO_FINISH = 10
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens, with how many processes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+
+    @property
+    def url(self) -> str:
+        """The address as a client writes it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def serve(
+    index: Path, address: Address, settings: ServerSettings, started: Callable[[], None]
+) -> None:
+    """Serve an index until a signal ends it.
+
+    Args:
+        index: the index directory.
+        address: where to listen.
+        settings: limits and the name of the key's variable.
+        started: called when clients may come.
+
+    Raises:
+        InputError: no index there or a damaged one, an address that others can reach without a
+            key, an empty key, or an address that cannot be bound.
+        InfrastructureError: worker processes ended by themselves, one after the other.
+    """
+    _check_installed()
+    read_about(index)
+    check_exposure(address, settings)
+    read_key(settings)
+    _check_address(address)
+    failures: SimpleQueue[str] = multiprocessing.SimpleQueue()
+    loader = partial(load_app, index, settings, os.getpid(), failures)
+    with _shared_metrics(address.workers):
+        _run(address, loader, started)
+    if not failures.empty():
+        raise InputError(failures.get())
+
+
+def check_exposure(address: Address, settings: ServerSettings) -> None:
+    """Refuse to answer the network without a key.
+
+    Raises:
+        InputError: the address is not a loopback one and no key is named.
+    """
+    if not address.is_loopback and settings.key_variable is None:
+        raise InputError(
+            f"--host {address.host}: other machines could search without a key; put one into an "
+            "environment variable and name it with --key-variable, or serve on 127.0.0.1"
+        )
+
+
+def allowed_hosts(address: Address, named: Sequence[str], guarded: bool) -> tuple[str, ...]:
+    """Names that a Host header may hold; empty for any, where a key guards and none are named."""
+    if guarded and not named:
+        return ()
+    hosts = (*ServerSettings().allowed_hosts, host_name(address.url.removeprefix("http://")))
+    return (*hosts, *(name.lower() for name in named))
+
+
+def read_key(settings: ServerSettings) -> str | None:
+    """The API key; ``None`` where the settings name none.
+
+    Raises:
+        InputError: the variable is not set or empty, or the key cannot stand in a header.
+    """
+    if settings.key_variable is None:
+        return None
+    key = os.environ.get(settings.key_variable, "")
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(
+            f"--key-variable {settings.key_variable}: the environment variable has to hold a key "
+            "of printable ASCII characters without spaces"
+        )
+    return key
+
+
+def load_app(
+    index: Path, settings: ServerSettings, parent: int, failures: SimpleQueue[str]
+) -> RetrieverApp:
+    """The application of one worker process; an index that cannot be opened stops its parent."""
+    from searchrl.serving.app import RetrieverApp
+
+    def fail(error: SearchRLError) -> None:
+        failures.put(str(error))
+        os.kill(parent, signal.SIGTERM)
+
+    return RetrieverApp(partial(_open, index), settings, read_key(settings), fail)
+
+
+def _open(index: Path, advance: Advance) -> Retriever:
+    return open_index(index, advance=advance)
+
+
+def _check_installed() -> None:
+    """Say which extra is missing.
+
+    Raises:
+        InputError: a package of the extra ``serve`` is not installed.
+    """
+    for package in ("granian", "msgspec", "prometheus_client"):
+        if find_spec(package) is None:
+            raise InputError(
+                f"the server needs the package {package}: pip install 'searchrl[serve]'"
+            )
+
+
+def _check_address(address: Address) -> None:
+    """See that the port is free: workers share it, so a second server would not notice the first.
+
+    Raises:
+        InputError: it cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise InputError(f"{address.url}: cannot be bound: {error.strerror}") from error
+
+
+@contextmanager
+def _shared_metrics(workers: int) -> Iterator[None]:
+    """Let several workers count in one place."""
+    if workers == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="searchrl-metrics-") as directory:
+        os.environ[_METRICS_VARIABLE] = directory
+        try:
+            yield
+        finally:
+            del os.environ[_METRICS_VARIABLE]
+
+
+def _run(address: Address, loader: Callable[[], RetrieverApp], started: Callable[[], None]) -> None:
+    from granian.constants import HTTPModes, Interfaces
+    from granian.log import LogLevels
+    from granian.server import Server
+
+    server = Server(
+        target="searchrl.serving",
+        address=address.host,
+        port=address.port,
+        interface=Interfaces.ASGI,
+        workers=address.workers,
+        http=HTTPModes.http1,
+        websockets=False,
+        backlog=_BACKLOG,
+        log_level=LogLevels.warning,
+        workers_kill_timeout=_SECONDS_TO_FINISH,
+        respawn_failed_workers=True,
+    )
+    server.on_startup(started)
+    try:
+        server.serve(target_loader=loader, wrap_loader=False)
+    except SystemExit as ended:
+        raise InfrastructureError("the server's worker processes keep ending") from ended

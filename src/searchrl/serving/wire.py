@@ -1,0 +1,150 @@
+"""The requests and answers of the HTTP retriever, and their JSON.
+
+``/retrieve`` speaks Search-R1's form, which the clients of s3, verl and SkyRL share; a document
+holds ``contents`` for them, and title and text apart for everybody else. The same types check a
+request, write an answer and make the OpenAPI document, so the three cannot differ. Where they
+differ from Search-R1's own server: an answer without scores is a list of documents (theirs fails),
+a limit out of range is refused (0 means "default" there, -1 is an error 500), and a passage is
+never made up for want of hits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from searchrl.data.passages import Passage
+from searchrl.retrieval.protocol import Hit
+from searchrl.serving.settings import MAX_QUERIES, MAX_QUERY, MAX_TOPK
+
+Query = Annotated[str, Meta(max_length=MAX_QUERY)]
+Queries = Annotated[list[Query], Meta(max_length=MAX_QUERIES)]
+TopK = Annotated[int, Meta(ge=1, le=MAX_TOPK)]
+
+
+class RetrieveRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A search in Search-R1's form.
+
+    ``topk_retrieval`` and ``topk_rerank`` come from clients of its reranking server. The smallest
+    number given counts.
+    """
+
+    queries: Queries | Query
+    topk: TopK | None = None
+    return_scores: bool = False
+    topk_retrieval: TopK | None = None
+    topk_rerank: TopK | None = None
+
+
+class SearchRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A search in this project's form."""
+
+    queries: Queries
+    k: TopK | None = None
+
+
+class Document(Struct, frozen=True):
+    """A passage; ``contents`` is the title in quotes, a line end, and the text."""
+
+    id: str
+    contents: str
+    title: str
+    text: str
+
+
+class ScoredDocument(Struct, frozen=True):
+    """A passage found, and how well it fits."""
+
+    document: Document
+    score: float
+
+
+class ScoredAnswer(Struct, frozen=True):
+    """A list for each query, best first."""
+
+    result: list[list[ScoredDocument]]
+
+
+class PlainAnswer(Struct, frozen=True):
+    """A list for each query, best first, where no scores are asked for."""
+
+    result: list[list[Document]]
+
+
+class Found(Struct, frozen=True):
+    """A passage found, and how well it fits."""
+
+    id: str
+    title: str
+    text: str
+    score: float
+
+
+class SearchAnswer(Struct, frozen=True):
+    """A list for each query, best first."""
+
+    results: list[list[Found]]
+
+
+class Refusal(Struct, frozen=True):
+    """Why a request was not answered, in one line."""
+
+    detail: str
+
+
+class Health(Struct, frozen=True):
+    """Whether the server can answer.
+
+    ``progress`` is the share of the index that has been checked, from 0 to 1.
+    """
+
+    status: str
+    progress: float = 1.0
+
+
+def limit(request: RetrieveRequest) -> int | None:
+    """How many passages a request asks for at most; ``None`` where it leaves that open."""
+    given = (request.topk, request.topk_retrieval, request.topk_rerank)
+    return min((number for number in given if number is not None), default=None)
+
+
+def retrieve_answer(hits: Sequence[Sequence[Hit]], scores: bool) -> ScoredAnswer | PlainAnswer:
+    """What ``/retrieve`` answers."""
+    if scores:
+        return ScoredAnswer(
+            [[ScoredDocument(_document(hit.passage), hit.score) for hit in row] for row in hits]
+        )
+    return PlainAnswer([[_document(hit.passage) for hit in row] for row in hits])
+
+
+def search_answer(hits: Sequence[Sequence[Hit]]) -> SearchAnswer:
+    """What ``/v1/search`` answers."""
+    return SearchAnswer([[_found(hit) for hit in row] for row in hits])
+
+
+def encode(answer: Struct) -> bytes:
+    """The JSON of an answer, UTF-8, without white space."""
+    try:
+        return msgspec.json.encode(answer)
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it escaped, UTF-8 cannot
+        return json.dumps(msgspec.to_builtins(answer), separators=(",", ":")).encode()
+
+
+def schemas(types: Sequence[type[Struct]]) -> dict[str, Any]:
+    """JSON Schemas of the types and all they hold, by name, for an OpenAPI document."""
+    _, components = msgspec.json.schema_components(
+        types, ref_template="#/components/schemas/{name}"
+    )
+    return components
+
+
+def _document(passage: Passage) -> Document:
+    return Document(passage.id, passage.contents, passage.title, passage.text)
+
+
+def _found(hit: Hit) -> Found:
+    return Found(hit.passage.id, hit.passage.title, hit.passage.text, hit.score)
