@@ -65,7 +65,9 @@ def _sections(name: str, info: FieldInfo) -> Iterator[tuple[str, str, type[BaseM
                 yield f'{title}, kind = "{kind}"', f"{name}.{first}.", part
         else:
             optional = type(None) in get_args(info.annotation)
-            yield f"`[{name}]`" + (" (may be left out)" if optional else ""), f"{name}.", model
+            kind = get_args(model.model_fields["kind"].annotation)[0] if len(models) > 1 else None
+            title = f"`[{name}]`" + (" (may be left out)" if optional else "")
+            yield title + (f', kind = "{kind}"' if kind else ""), f"{name}.", model
 
 
 def _table(title: str, prefix: str, model: type[BaseModel]) -> str:

@@ -24,7 +24,7 @@ from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
-from searchrl.recipe import Recipe, RetrieverOptions, SynthWikiData
+from searchrl.recipe import Bm25Options, HttpRetrieverOptions, Recipe, SynthWikiData
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.index import build_index, open_index
 from searchrl.retrieval.protocol import Retriever
@@ -35,6 +35,7 @@ from searchrl.rewards.rag_cache import RagCache
 
 if TYPE_CHECKING:
     from searchrl.models.local import LocalModel
+    from searchrl.serving.client import HttpRetriever
 
 SplitName = Literal["train", "test"]
 
@@ -63,6 +64,7 @@ class Experiment:
     def __init__(self, recipe: Recipe, directory: Path) -> None:
         self.recipe = recipe
         self.directory = directory
+        self._service: HttpRetriever | None = None
 
     @cached_property
     def train(self) -> Split:
@@ -127,16 +129,26 @@ class Experiment:
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test
-        home, options = self.directory / "data" / name, self.recipe.retriever
+        home = self.directory / "data" / name
         if isinstance(data, SynthWikiData):
-            return _synthwiki_split(data, home, options)
-        questions = tuple(read_questions(data.questions, data.limit))
-        if data.index is None:
-            return Split(questions, data.corpus, _own_index(data.corpus, home, options))
-        return Split(questions, data.corpus, _given_index(data.index, options))
+            questions, corpus, index = _synthwiki(data, home), home / "corpus.jsonl", None
+        else:
+            questions = tuple(read_questions(data.questions, data.limit))
+            corpus, index = data.corpus, data.index
+        return Split(questions, corpus, self._retriever(corpus, index, home))
+
+    def _retriever(self, corpus: Path, index: Path | None, home: Path) -> Retriever:
+        options = self.recipe.retriever
+        if isinstance(options, HttpRetrieverOptions):
+            # One for all splits, so that they share its breaker and its cache.
+            self._service = self._service or open_service(options)
+            return self._service
+        if index is None:
+            return _own_index(corpus, home, options)
+        return _given_index(index, options)
 
 
-def _synthwiki_split(data: SynthWikiData, home: Path, options: RetrieverOptions) -> Split:
+def _synthwiki(data: SynthWikiData, home: Path) -> tuple[Question, ...]:
     """A world in ``home``, generated unless it is there whole; ``about.json`` is written last."""
     hops = data.hops or DEFAULT_HOPS
     if (home / "about.json").is_file():
@@ -144,17 +156,16 @@ def _synthwiki_split(data: SynthWikiData, home: Path, options: RetrieverOptions)
         _refuse_other(home / "about.json", wanted | {"hops": {str(n): hops[n] for n in hops}})
     else:
         write_synthwiki(home, data.size, data.seed, data.questions, hops)
-    corpus = home / "corpus.jsonl"
     questions = tuple(read_questions(home / "questions.jsonl"))
     if len(questions) != data.questions:
         raise IntegrityError(
             f"{home / 'questions.jsonl'}: {len(questions)} questions are left of "
             f"{data.questions}; delete {home} or choose another --out"
         )
-    return Split(questions, corpus, _own_index(corpus, home, options))
+    return questions
 
 
-def _own_index(corpus: Path, home: Path, options: RetrieverOptions) -> Retriever:
+def _own_index(corpus: Path, home: Path, options: Bm25Options) -> Retriever:
     """The index in ``home``, built where there is none; ``index.json`` says from what."""
     index, source = home / "index", home / "index.json"
     if not corpus.is_file():
@@ -169,7 +180,7 @@ def _own_index(corpus: Path, home: Path, options: RetrieverOptions) -> Retriever
     return built
 
 
-def _given_index(index: Path, options: RetrieverOptions) -> Retriever:
+def _given_index(index: Path, options: Bm25Options) -> Retriever:
     """An index of the user's own, which has to be of the recipe's settings."""
     retriever: Bm25Retriever = open_index(index)
     for name in ("k1", "b"):
@@ -200,6 +211,19 @@ def _refuse_other(record: Path, wanted: Mapping[str, Any]) -> None:
                 f"{record}: {key} is {found.get(key)} there and {value} in the recipe; "
                 f"delete {record.parent} or choose another --out"
             )
+
+
+def open_service(options: HttpRetrieverOptions) -> HttpRetriever:
+    """The client of a search service; nothing is asked of it yet.
+
+    Raises:
+        InputError: the variable that should hold its key does not.
+    """
+    from searchrl.serving.client import HttpRetriever
+    from searchrl.serving.settings import read_key
+
+    key = read_key(options.key_variable, "retriever.key_variable")
+    return HttpRetriever(options.url, key, options.seconds, options.cache)
 
 
 def load_options(model: str, device: str, dtype: str) -> LocalModel:

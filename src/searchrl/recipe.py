@@ -14,7 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from searchrl.agents.prompts import Style
@@ -23,6 +32,8 @@ from searchrl.errors import InputError
 from searchrl.options import Options
 from searchrl.training.options import LearningOptions, RolloutOptions, RunOptions
 
+_KINDS = ("synthwiki", "files", "bm25", "http")
+"""Names that pydantic puts into the place of an error for the variant it tried."""
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -70,15 +81,49 @@ class DataOptions(Options):
             raise ValueError("train and test are the same world: give them different seeds")
         return self
 
+    @property
+    def share_a_corpus(self) -> bool:
+        """Whether one search service, which these options do not name, can answer for both."""
+        corpora = {
+            data.corpus if data.kind == "files" and data.index is None else None
+            for data in (self.train, self.test)
+        }
+        return len(corpora) == 1 and None not in corpora
 
-class RetrieverOptions(Options):
-    """The index that answers queries."""
+
+class Bm25Options(Options):
+    """An index in this process, built where none is given."""
 
     kind: Literal["bm25"] = "bm25"
     k1: float = Field(0.9, ge=0)
     """BM25: how slowly repeats of a word saturate."""
     b: float = Field(0.4, ge=0, le=1)
     """BM25: weight of the passage's length."""
+
+
+class HttpRetrieverOptions(Options):
+    """A server that speaks Search-R1's ``/retrieve``, as ``searchrl serve`` does."""
+
+    kind: Literal["http"]
+    url: str = Field(pattern=r"^https?://[^/\s]+")
+    """The address of the operation, as in ``http://127.0.0.1:8000/retrieve``."""
+    key_variable: str | None = None
+    """Environment variable that holds the API key."""
+    seconds: float = Field(60.0, gt=0)
+    """How long one search may take, its repeats included."""
+    cache: NonNegativeInt = 10_000
+    """Lists of hits that are kept in memory."""
+
+
+def _retriever_kind(value: Any) -> Any:
+    """The kind of a retriever section; one that names none is an index of ours."""
+    return value.get("kind", "bm25") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+RetrieverOptions = Annotated[
+    Annotated[Bm25Options, Tag("bm25")] | Annotated[HttpRetrieverOptions, Tag("http")],
+    Discriminator(_retriever_kind),
+]
 
 
 class SearcherOptions(Options):
@@ -140,7 +185,7 @@ class Recipe(Options):
     name: str
     seed: int = 0
     data: DataOptions
-    retriever: RetrieverOptions = RetrieverOptions()
+    retriever: RetrieverOptions = Bm25Options()
     searcher: SearcherOptions
     generator: GeneratorOptions
     judge: JudgeOptions | None = None
@@ -163,6 +208,11 @@ class Recipe(Options):
             raise ValueError(
                 f"learning.mini_batches = {self.learning.mini_batches} cuts a step's {episodes} "
                 "episodes into too many: lower it or raise rollout.questions_per_step"
+            )
+        if self.retriever.kind == "http" and not self.data.share_a_corpus:
+            raise ValueError(
+                'retriever.kind = "http" searches one corpus: data.train and data.test have to be '
+                'kind = "files" with the same corpus and without an index'
             )
         return self
 
@@ -231,7 +281,7 @@ def _explain(errors: Sequence[ErrorDetails]) -> str:
     """One line a user can act on, from pydantic's complaints."""
     # A key that is there and wrong explains more than one that is missing.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in error["loc"] if part not in ("synthwiki", "files"))
+    key = ".".join(str(part) for part in error["loc"] if part not in _KINDS)
     match error["type"]:
         case "extra_forbidden":
             return f"{key} does not go with this section's kind"

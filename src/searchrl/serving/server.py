@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from searchrl.errors import InfrastructureError, InputError, SearchRLError
 from searchrl.retrieval.index import open_index, read_about
-from searchrl.serving.settings import ServerSettings, host_name
+from searchrl.serving.settings import ServerSettings, host_name, read_key
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -82,7 +82,7 @@ def serve(
     _check_installed()
     read_about(index)
     check_exposure(address, settings)
-    read_key(settings)
+    _key(settings)
     _check_address(address)
     failures: SimpleQueue[str] = multiprocessing.SimpleQueue()
     loader = partial(load_app, index, settings, os.getpid(), failures)
@@ -113,23 +113,6 @@ def allowed_hosts(address: Address, named: Sequence[str], guarded: bool) -> tupl
     return (*hosts, *(name.lower() for name in named))
 
 
-def read_key(settings: ServerSettings) -> str | None:
-    """The API key; ``None`` where the settings name none.
-
-    Raises:
-        InputError: the variable is not set or empty, or the key cannot stand in a header.
-    """
-    if settings.key_variable is None:
-        return None
-    key = os.environ.get(settings.key_variable, "")
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            f"--key-variable {settings.key_variable}: the environment variable has to hold a key "
-            "of printable ASCII characters without spaces"
-        )
-    return key
-
-
 def load_app(
     index: Path, settings: ServerSettings, parent: int, failures: SimpleQueue[str]
 ) -> RetrieverApp:
@@ -140,7 +123,11 @@ def load_app(
         failures.put(str(error))
         os.kill(parent, signal.SIGTERM)
 
-    return RetrieverApp(partial(_open, index), settings, read_key(settings), fail)
+    return RetrieverApp(partial(_open, index), settings, _key(settings), fail)
+
+
+def _key(settings: ServerSettings) -> str | None:
+    return read_key(settings.key_variable, "--key-variable")
 
 
 def _open(index: Path, advance: Advance) -> Retriever:
