@@ -127,7 +127,8 @@ class RetrieverApp:
 
     async def _search(self, request: Request) -> Reply:
         asked = await self._read(request, _search_decoder)
-        return Reply.of(wire.search_answer(await self._hits(request, asked.queries, asked.k)))
+        k = None if asked.k is None else int(asked.k)
+        return Reply.of(wire.search_answer(await self._hits(request, asked.queries, k)))
 
     async def _live(self, _: Request) -> Reply:
         return Reply.of(wire.Health("live"))

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from searchrl.serving.settings import (
     MAX_BODY,
@@ -32,7 +32,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 JSON = "application/json"
-_NUMBER = re.compile(rb"\d{1,9}(\.\d{1,9})?")
+_seconds_decoder = msgspec.json.Decoder(Annotated[float, Meta(ge=MIN_SECONDS, le=MAX_SECONDS)])
 
 
 class ClientGoneError(Exception):
@@ -97,12 +97,11 @@ class Request:
             RefusedError: the header is not a number in its range.
         """
         text = self.headers.get(TIMEOUT_HEADER.encode())
-        seconds = default
-        if text is not None:
-            seconds = float(text) if _NUMBER.fullmatch(text) else 0.0
-            if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-                span = f"{MIN_SECONDS:g} to {MAX_SECONDS:g}"
-                raise RefusedError(422, f"header {TIMEOUT_HEADER}: expected seconds, {span}")
+        try:
+            seconds = default if text is None else _seconds_decoder.decode(text)
+        except ValueError:
+            span = f"{MIN_SECONDS:g} to {MAX_SECONDS:g}"
+            raise RefusedError(422, f"header {TIMEOUT_HEADER}: expected seconds, {span}") from None
         return seconds - (asyncio.get_running_loop().time() - self.started)
 
     async def json_body(self, seconds: float) -> bytes:

@@ -23,7 +23,8 @@ from searchrl.serving.settings import MAX_QUERIES, MAX_QUERY, MAX_TOPK
 
 Query = Annotated[str, Meta(max_length=MAX_QUERY)]
 Queries = Annotated[list[Query], Meta(max_length=MAX_QUERIES)]
-TopK = Annotated[int, Meta(ge=1, le=MAX_TOPK)]
+TopK = Annotated[float, Meta(ge=1, le=MAX_TOPK, multiple_of=1)]
+"""A whole number; in JSON 3.0 is one, and some clients write it so."""
 
 
 class RetrieveRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,7 +110,7 @@ class Health(Struct, frozen=True):
 def limit(request: RetrieveRequest) -> int | None:
     """How many passages a request asks for at most; ``None`` where it leaves that open."""
     given = (request.topk, request.topk_retrieval, request.topk_rerank)
-    return min((number for number in given if number is not None), default=None)
+    return min((int(number) for number in given if number is not None), default=None)
 
 
 def retrieve_answer(hits: Sequence[Sequence[Hit]], scores: bool) -> ScoredAnswer | PlainAnswer:
