@@ -8,6 +8,7 @@ that computes and one that waits for another service are both at home there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 
@@ -43,7 +44,7 @@ class Backend:
         self._open = open_retriever
         self._opened = opened
         self._failed = failed
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._retriever: Retriever | None = None
         self._thread = threading.Thread(target=self._run, name="retriever", daemon=True)
 
@@ -53,7 +54,7 @@ class Backend:
 
     def stop(self) -> None:
         """Let go of the thread; a search under way is finished first."""
-        if self._thread.is_alive():
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -62,22 +63,23 @@ class Backend:
         Raises:
             InfrastructureError: the index is not open.
         """
-        if self._retriever is None:
+        if self._retriever is None or self._loop is None:
             raise InfrastructureError("the index is not open yet")
         search = self._retriever.search(queries, k)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(search, self._loop))
 
     def _run(self) -> None:
         try:
-            self._retriever = self._open(self._advance)
+            retriever = self._open(self._advance)
         except SearchRLError as error:
             self.status = "failed"
             self._failed(error)
             return
-        self.status, self.progress = "ready", 1.0
-        self._opened()
-        self._loop.run_forever()
-        self._loop.close()
+        with contextlib.closing(asyncio.new_event_loop()) as self._loop:
+            self._retriever = retriever
+            self.status, self.progress = "ready", 1.0
+            self._opened()
+            self._loop.run_forever()
 
     def _advance(self, share: float) -> None:
         self.progress = share
