@@ -15,9 +15,12 @@ from tests.command_line import good, refused, searchrl
 
 COMMANDS = (
     "demo", "synthwiki", "index build", "index check", "search", "evaluate-retrieval",
-    "precompute", "train", "ask", "evaluate", "score", "report",
+    "serve", "mcp", "precompute", "train", "ask", "evaluate", "score", "report",
 )  # fmt: skip
-HEAVY = {"torch", "transformers", "bm25s", "jinja2", "numpy", "pydantic", "rich"}
+HEAVY = {
+    "torch", "transformers", "bm25s", "jinja2", "numpy", "pydantic", "rich",
+    "granian", "msgspec", "prometheus_client", "httpx2", "mcp", "starlette",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,6 +15,7 @@ from searchrl.errors import InputError, IntegrityError
 from searchrl.experiment import Experiment
 from searchrl.recipe import Recipe
 from searchrl.retrieval.index import build_index
+from searchrl.serving.client import HttpRetriever
 from tests.training_fixtures import small_recipe
 
 MODEL = Path("/absent")
@@ -145,6 +146,26 @@ def test_a_given_index_is_opened_and_never_built(world: Path, tmp_path: Path) ->
     build_index(read_corpus(corpus), tmp_path / "given", k1=2.0, b=0.4)
     with pytest.raises(InputError, match=r"k1 = 2.0, and retriever.k1 is 0.9"):
         _ = Experiment(given, tmp_path / "out").train
+
+
+def test_a_search_service_is_one_for_both_splits(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = files_recipe(world / "corpus.jsonl", world / "questions.jsonl").model_dump(mode="json")
+    values["data"]["test"] = values["data"]["train"]
+    values["retriever"] = {
+        "kind": "http", "url": "http://127.0.0.1:9/retrieve", "key_variable": "SEARCH_KEY",
+    }  # fmt: skip
+    recipe = Recipe.model_validate(values)
+    monkeypatch.delenv("SEARCH_KEY", raising=False)
+    with pytest.raises(InputError, match=r"retriever\.key_variable = SEARCH_KEY"):
+        _ = Experiment(recipe, tmp_path).train
+    monkeypatch.setenv("SEARCH_KEY", "canary-4711")
+    experiment = Experiment(recipe, tmp_path)
+    assert isinstance(experiment.train.retriever, HttpRetriever)
+    assert experiment.train.retriever is experiment.test.retriever
+    assert "canary" not in recipe.model_dump_json()
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_missing_corpus_names_the_file(world: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchrl.errors import InputError
-from searchrl.recipe import SHIPPED, Recipe, _keys, load_recipe, recipe_path
+from searchrl.recipe import SHIPPED, HttpRetrieverOptions, Recipe, _keys, load_recipe, recipe_path
 
 SHIPPED_NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))
 MINIMAL = """
@@ -125,6 +125,11 @@ def test_override_forms(override: str, found: Any, tmp_path: Path) -> None:
         ("data.test.size=9", "data.test.size does not go with"),
         ("data.train.hops={x=1}", "data.train.hops"),
         ("rollout.temperature=0", "rollout.temperature: .*greater than 0"),
+        ("retriever.kind=lucene", "retriever.kind: 'lucene' is none of 'bm25', 'http'"),
+        ("retriever={kind='http'}", "retriever.url is missing"),
+        ("retriever={kind='http', url='localhost:8000'}", "retriever.url: .*pattern"),
+        ("retriever={kind='http', url='http://h/r', k1=1}", "retriever.k1 does not go with"),
+        ("retriever.url=http://h/r", "retriever.url does not go with"),
         ("learning.group_size=4", "unknown key learning.group_size.*rollout.group_size"),
         ("learning.temperature=1", "unknown key learning.temperature.*rollout.temperature"),
     ],
@@ -145,6 +150,7 @@ def test_what_does_not_fit_is_refused_in_one_line(override: str, said: str, tmp_
             ["learning.mini_batches=5", "rollout.questions_per_step=4"],
             ("learning.mini_batches", "rollout.questions_per_step"),
         ),
+        (["retriever={kind='http', url='http://h/r'}"], ("retriever.kind", "data.train")),
     ],
 )
 def test_impossible_combinations_name_both_keys(
@@ -152,6 +158,25 @@ def test_impossible_combinations_name_both_keys(
 ) -> None:
     text = complaint(write(tmp_path), *overrides)
     assert all(key in text for key in said)
+
+
+SERVED = ("retriever.kind=http", "retriever.url=http://127.0.0.1:8000/retrieve")
+FILES = "data.train={kind='files', corpus='corpus.jsonl', questions='train.jsonl'}"
+
+
+def test_a_recipe_can_name_a_search_service(tmp_path: Path) -> None:
+    retriever = load_recipe(write(tmp_path), [FILES, *SERVED]).retriever
+    assert isinstance(retriever, HttpRetrieverOptions)
+    assert (retriever.url, retriever.seconds) == ("http://127.0.0.1:8000/retrieve", 60)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["data.train.corpus=other.jsonl", "data.train.index=i", "data.test.index=i",
+     "data.train={kind='synthwiki', seed=0}"],
+)  # fmt: skip
+def test_a_search_service_is_for_one_corpus(other: str, tmp_path: Path) -> None:
+    assert "searches one corpus" in complaint(write(tmp_path), FILES, *SERVED, other)
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def test_the_cache_keeps_the_most_recently_used(uses: list[tuple[str, bool]], si
 
 
 def test_T_C04_an_outage_costs_time_and_nothing_else() -> None:
-    """Forty searches while the server is down for most of a minute: all of them are answered."""
+    """The client's part: forty searches while the server is down are all answered."""
     time, down_until = FakeTime(), 45.0
     calls: list[float] = []
 
@@ -316,6 +316,26 @@ def test_T_C04_an_outage_costs_time_and_nothing_else() -> None:
     assert down_until <= time.now <= 60
     while_down = [moment for moment in calls if SECONDS_OPEN / 2 < moment < down_until]
     assert 3 <= len(while_down) <= 5, "one probe every ten seconds, not forty callers"
+
+
+def test_probes_are_none_of_the_tries() -> None:
+    time = FakeTime()
+
+    def server(request: httpx2.Request) -> httpx2.Response:
+        if time.now < 95:
+            raise httpx2.ConnectError("connection refused")
+        return good(request)
+
+    async def run() -> None:
+        transport = httpx2.MockTransport(server)
+        retriever = HttpRetriever(URL, transport=transport, clock=time.clock, seconds=120)
+        for _ in range(5):
+            retriever._breaker.leave(retriever._breaker.enter(), good=False)
+        assert await retriever.search(["patient"], 3)
+        await retriever.aclose()
+
+    asyncio.run(run())
+    assert 95 <= time.now <= 106
 
 
 def test_an_outage_longer_than_the_deadline_is_an_error() -> None:

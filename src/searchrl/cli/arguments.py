@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,17 @@ Threads = Annotated[
 ]
 Index = Annotated[Path, typer.Option(help="An index directory.")]
 Out = Annotated[Path, typer.Option(help="The directory to write to.")]
+
+
+def need_packages(extra: str, *packages: str) -> None:
+    """See that the packages of an extra are installed.
+
+    Raises:
+        InputError: one is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise InputError(f"{package} is not installed: pip install 'searchrl[{extra}]'")
 
 
 def split_names(text: str, option: str) -> tuple[str, ...]:

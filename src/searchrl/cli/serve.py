@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from searchrl.cli.arguments import Index
+from searchrl.cli.arguments import Index, need_packages
 
 
 def command(
@@ -35,6 +35,7 @@ def command(
 
     Example: searchrl serve --index indexes/wiki --port 8000
     """
+    need_packages("serve", "granian", "msgspec", "prometheus_client")
     from searchrl.serving.server import Address, allowed_hosts, serve
     from searchrl.serving.settings import ServerSettings
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +78,6 @@ def serve(
             key, an empty key, or an address that cannot be bound.
         InfrastructureError: worker processes ended by themselves, one after the other.
     """
-    _check_installed()
     read_about(index)
     check_exposure(address, settings)
     _key(settings)
@@ -132,19 +130,6 @@ def _key(settings: ServerSettings) -> str | None:
 
 def _open(index: Path, advance: Advance) -> Retriever:
     return open_index(index, advance=advance)
-
-
-def _check_installed() -> None:
-    """Say which extra is missing.
-
-    Raises:
-        InputError: a package of the extra ``serve`` is not installed.
-    """
-    for package in ("granian", "msgspec", "prometheus_client"):
-        if find_spec(package) is None:
-            raise InputError(
-                f"the server needs the package {package}: pip install 'searchrl[serve]'"
-            )
 
 
 def _check_address(address: Address) -> None:

@@ -1,0 +1,17 @@
+"""``searchrl mcp``: an index as a search tool for other programs' agents."""
+
+from __future__ import annotations
+
+from searchrl.cli.arguments import Index, need_packages
+
+
+def command(index: Index) -> None:
+    """Offer a search tool over an index to the program that starts this one (MCP, over stdio).
+
+    Example: searchrl mcp --index indexes/wiki
+    """
+    need_packages("mcp", "mcp")
+    from searchrl.retrieval.index import open_index
+    from searchrl.serving.mcp_tool import search_server
+
+    search_server(open_index(index)).run("stdio")
