@@ -27,6 +27,7 @@ from searchrl.serving.answers import MalformedAnswerError, read_answer
 from searchrl.serving.breaker import SECONDS_OPEN
 from searchrl.serving.client import Clock, HitCache, HttpRetriever, UnavailableError
 from searchrl.serving.retry import TRIES, pause, seconds_asked
+from searchrl.serving.settings import MAX_BODY, MAX_QUERY
 from tests.serving_fixtures import app, corpus, started, until_ready
 
 URL = "http://retriever.test/retrieve"
@@ -235,6 +236,29 @@ def test_each_query_is_asked_once_and_long_lists_in_parts() -> None:
     assert [len(part) for part in asked] == [512, 188]
 
 
+def test_no_request_is_larger_than_a_server_takes() -> None:
+    script = Script(good)
+    queries = [f"{number} " + 'é"\\' * 1_300 for number in range(512)]
+    found = search(script, FakeTime(), queries)
+    assert [hits[0].passage.id for hits in found] == [query[:MAX_QUERY] for query in queries]
+    sizes = [len(request.content) for request in script.requests]
+    assert max(sizes) <= MAX_BODY
+    assert sum(sizes) / len(sizes) > MAX_BODY / 2
+
+
+def test_an_empty_answer_is_kept_too() -> None:
+    script = Script(lambda _: httpx2.Response(200, json={"result": [[]]}))
+    assert search(script, FakeTime(), ["a", "a"]) == [[], []]
+
+    async def twice() -> None:
+        retriever = HttpRetriever(URL, transport=httpx2.MockTransport(script))
+        assert await retriever.search(["a"], 3) == await retriever.search(["a"], 3) == [[]]
+        await retriever.aclose()
+
+    asyncio.run(twice())
+    assert len(script.requests) == 2
+
+
 def test_queries_are_cut_and_cleaned_to_what_the_server_takes() -> None:
     script = Script(good)
     search(script, FakeTime(), ["x" * 5_000, "half \ud800 pair"])
@@ -382,12 +406,18 @@ def test_a_search_that_is_given_up_frees_the_probe() -> None:
     asyncio.run(run())
 
 
-def test_it_works_in_one_event_loop_after_another() -> None:
-    retriever = HttpRetriever(URL, transport=httpx2.MockTransport(Script(good)))
-    for name in "ab":
+def test_it_works_in_one_event_loop_after_another_and_leaves_nothing_open() -> None:
+    closed = []
+
+    class Transport(httpx2.MockTransport):
+        async def aclose(self) -> None:
+            closed.append("connections")
+
+    retriever = HttpRetriever(URL, transport=Transport(Script(good)))
+    for number, name in enumerate("ab", start=1):
         [[hit]] = asyncio.run(retriever.search([name], 1))
         assert hit.passage.id == name
-    asyncio.run(retriever.aclose())
+        assert len(closed) == number
 
 
 def test_over_the_real_application_it_is_the_index_itself() -> None:

@@ -3,9 +3,8 @@
 A search ends in hits or in an error that says whose fault it is, within a deadline. Failed calls
 are repeated with jitter. Once the breaker is open, one caller probes at a time and the others wait,
 so the rest of an outage that ends before the deadline costs time and nothing else. Search-R1's
-client waits for ever
-and dies of the first error; s3's hands the text "Error" to the model. Answers of other servers are
-held to the promise of ``Retriever``: distinct passages, best first, at most ``k``.
+client waits for ever and dies of the first error; s3's hands the text "Error" to the model. Answers
+are held to the promise of ``Retriever``: distinct passages, best first, at most ``k``.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx2
@@ -25,13 +24,16 @@ from searchrl.retrieval.protocol import Hit
 from searchrl.serving.answers import read_answer
 from searchrl.serving.breaker import Breaker, State
 from searchrl.serving.retry import TRIES, pause, seconds_asked
-from searchrl.serving.settings import MAX_QUERIES, MAX_QUERY
+from searchrl.serving.settings import MAX_BODY, MAX_QUERIES, MAX_QUERY
 
 TIMEOUT = httpx2.Timeout(connect=5.0, read=30.0, write=10.0, pool=5.0)
 _LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100)
 _CALLS_AT_A_TIME = 64
 _TRY_AGAIN = frozenset({408, 429, 502, 503, 504})
 _DETAIL = 200
+"""Characters of the server's reason that an error message quotes."""
+_ROOM = MAX_BODY - 1_024
+"""Bytes for queries, with room for what surrounds them."""
 
 
 class UnavailableError(InfrastructureError):
@@ -60,7 +62,8 @@ class HttpRetriever:
     Args:
         url: the address of the operation, as in ``http://127.0.0.1:8000/retrieve``.
         key: the API key.
-        seconds: deadline of a search, all tries and pauses included.
+        seconds: deadline of a call, all tries and pauses included; more queries than a server
+            takes at a time are several calls.
         cache: how many lists of hits are kept, one a query and ``k``; 0 keeps none.
         transport: what carries the calls, for tests.
         clock: time, for tests.
@@ -85,6 +88,7 @@ class HttpRetriever:
         self._breaker = Breaker(self._clock.now)
         self._draw = random.Random()
         self._connection: _Connection | None = None
+        self._life: AsyncGenerator[None, None] | None = None
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """See ``Retriever.search``; a query is cut to 4,096 characters, the server's limit.
@@ -95,29 +99,31 @@ class HttpRetriever:
             InputError: the server refuses: the address, the key, or ``k`` is wrong.
         """
         asked = [_sendable(query) for query in queries]
-        found = {query: hits for query in asked if (hits := self._cache.get((query, k)))}
-        missing = [query for query in dict.fromkeys(asked) if query not in found]
-        for start in range(0, len(missing), MAX_QUERIES):
-            part = missing[start : start + MAX_QUERIES]
+        found: dict[str, list[Hit]] = {}
+        for query in asked:
+            if (hits := self._cache.get((query, k))) is not None:
+                found[query] = hits
+        for part in _parts(query for query in dict.fromkeys(asked) if query not in found):
             for query, hits in zip(part, await self._call(part, k), strict=True):
                 found[query] = hits
                 self._cache.put((query, k), hits)
         return [list(found[query]) for query in asked]
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        if self._connection is not None:
-            await self._connection.client.aclose()
-            self._connection = None
+        """Close the connections; ``asyncio.run`` does so at the end of its event loop."""
+        if self._life is not None:
+            await self._life.aclose()
+        self._life = self._connection = None
 
     async def _call(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        connection = self._connected()
-        body = json.dumps({"queries": queries, "topk": k, "return_scores": True}).encode()
+        connection = await self._connected()
+        asked = {"queries": queries, "topk": k, "return_scores": True}
+        body = json.dumps(asked, ensure_ascii=False).encode()
         async with connection.turn:
             content = await self._persist(connection.client, body)
         return read_answer(content, len(queries), k, self._name)
 
-    def _connected(self) -> _Connection:
+    async def _connected(self) -> _Connection:
         """The connections of the running event loop; those of another cannot be used in it."""
         loop = asyncio.get_running_loop()
         if self._connection is None or self._connection.loop is not loop:
@@ -129,6 +135,9 @@ class HttpRetriever:
                 trust_env=False,
             )
             self._connection = _Connection(loop, client, asyncio.Semaphore(_CALLS_AT_A_TIME))
+            # An event loop ends its generators when it ends; this one closes the connections then.
+            self._life = _close_at_the_end(client)
+            await anext(self._life)
         return self._connection
 
     async def _persist(self, client: httpx2.AsyncClient, body: bytes) -> bytes:
@@ -234,9 +243,31 @@ class HitCache:
             self._rows.popitem(last=False)
 
 
+async def _close_at_the_end(client: httpx2.AsyncClient) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
 def _sendable(query: str) -> str:
     """The query as JSON in UTF-8 can hold it and as the server takes it."""
     return query[:MAX_QUERY].encode("utf-8", "replace").decode("utf-8")
+
+
+def _parts(queries: Iterable[str]) -> Iterator[list[str]]:
+    """The queries in order, in as many as one request may hold by number and by bytes."""
+    part: list[str] = []
+    size = 0
+    for query in queries:
+        length = len(json.dumps(query, ensure_ascii=False).encode()) + 2
+        if part and (len(part) == MAX_QUERIES or size + length > _ROOM):
+            yield part
+            part, size = [], 0
+        part.append(query)
+        size += length
+    if part:
+        yield part
 
 
 def _detail(response: httpx2.Response) -> str:

@@ -10,11 +10,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+from searchrl.serving.settings import METRICS_DIRECTORY
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -86,8 +88,19 @@ class Metrics:
 
     def text(self) -> bytes:
         """All counts, of all worker processes."""
-        registry = self._registry
-        if DIRECTORY_VARIABLE in os.environ:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        directory = os.environ.get(METRICS_DIRECTORY)
+        if directory is None:
+            return generate_latest(self._registry)
+        _forget_dead_processes(Path(directory))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def _forget_dead_processes(directory: Path) -> None:
+    """Delete what processes that have ended said of their present; their counts stay."""
+    for file in directory.glob("gauge_live*.db"):
+        try:
+            os.kill(int(file.stem.rpartition("_")[2]), 0)
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
 Each worker maps the index's arrays from the same files, so the machine holds them once. What can be
 known to be wrong is refused before anything is bound; an index that turns out to be damaged stops
-the server with the reason. A worker that dies is replaced. On SIGTERM or Ctrl-C the workers take
-no more connections and finish what is under way.
+the server with the reason. A worker that dies is replaced, and none outlives its parent. On SIGTERM
+or Ctrl-C the workers take no more connections and finish what is under way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from searchrl.errors import InfrastructureError, InputError, SearchRLError
 from searchrl.retrieval.index import open_index, read_about
-from searchrl.serving.settings import ServerSettings, host_name, read_key
+from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings, host_name, read_key
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _BACKLOG = 4_096
 _SECONDS_TO_FINISH = 10
-_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def serve(
     failures: SimpleQueue[str] = multiprocessing.SimpleQueue()
     loader = partial(load_app, index, settings, os.getpid(), failures)
     with _shared_metrics(address.workers):
-        _run(address, loader, started)
+        run_workers(address, loader, started)
     if not failures.empty():
         raise InputError(failures.get())
 
@@ -117,11 +117,21 @@ def load_app(
     """The application of one worker process; an index that cannot be opened stops its parent."""
     from searchrl.serving.app import RetrieverApp
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
     def fail(error: SearchRLError) -> None:
         failures.put(str(error))
         os.kill(parent, signal.SIGTERM)
 
     return RetrieverApp(partial(_open, index), settings, _key(settings), fail)
+
+
+def _end_with_parent() -> None:
+    """Keep a worker from holding the port when its parent was killed without a word."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _key(settings: ServerSettings) -> str | None:
@@ -154,14 +164,26 @@ def _shared_metrics(workers: int) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="searchrl-metrics-") as directory:
-        os.environ[_METRICS_VARIABLE] = directory
+        os.environ[METRICS_DIRECTORY] = directory
         try:
             yield
         finally:
-            del os.environ[_METRICS_VARIABLE]
+            del os.environ[METRICS_DIRECTORY]
 
 
-def _run(address: Address, loader: Callable[[], RetrieverApp], started: Callable[[], None]) -> None:
+def run_workers(
+    address: Address, loader: Callable[[], RetrieverApp], started: Callable[[], None]
+) -> None:
+    """Run worker processes until a signal ends them.
+
+    Args:
+        address: where they listen, and how many there are.
+        loader: makes the application, in each of them; has to be picklable.
+        started: called when clients may come.
+
+    Raises:
+        InfrastructureError: they ended by themselves, one after the other.
+    """
     from granian.constants import HTTPModes, Interfaces
     from granian.log import LogLevels
     from granian.server import Server

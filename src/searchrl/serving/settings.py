@@ -25,6 +25,8 @@ MAX_SECONDS = 300.0
 MIN_SECONDS = 1.0
 """The shortest."""
 TIMEOUT_HEADER = "x-request-timeout"
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable by which the Prometheus library finds the counts of other processes."""
 
 
 @dataclass(frozen=True, slots=True)
