@@ -107,6 +107,7 @@ TRANSIENT: dict[str, Step] = {
     "reset": httpx2.ReadError("connection reset"),
     "read timeout": httpx2.ReadTimeout("read timed out"),
     "pool timeout": httpx2.PoolTimeout("no connection"),
+    "badly packed": httpx2.DecodingError("invalid gzip"),
     "cut off": httpx2.RemoteProtocolError("peer closed the connection mid-body"),
 }
 
@@ -184,6 +185,12 @@ def test_what_the_server_refuses_is_the_users_matter(code: int) -> None:
     with pytest.raises(InputError, match=f"refuses: status {code} why it failed"):
         search(script, FakeTime())
     assert len(script.requests) == 1
+
+
+@pytest.mark.parametrize("url", ["http://host:port/r", "http://host:70000/r", "http://\x00/r"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="retriever address http://"):
+        HttpRetriever(url)
 
 
 def test_an_error_of_the_server_itself_is_infrastructure() -> None:

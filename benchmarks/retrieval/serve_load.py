@@ -94,8 +94,12 @@ def serve_theirs(search: str, size: int, port: int) -> None:
     # Names of this function are not the module's, so FastAPI could not resolve them as text.
     retrieve.__annotations__ = {"request": Query, "return": dict[str, Any]}
     app.post("/retrieve")(retrieve)
-    app.get("/health/ready")(dict)
+    app.get("/health/ready")(_ready)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
+
+
+def _ready() -> dict[str, str]:
+    return {"status": "ready"}
 
 
 def _item(hit: Hit) -> dict[str, Any]:

@@ -78,7 +78,12 @@ class HttpRetriever:
         transport: httpx2.AsyncBaseTransport | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._url = url
+        """Prepare; nothing is asked yet.
+
+        Raises:
+            InputError: the address is none.
+        """
+        self._url = _address(url)
         self._name = f"retriever at {url}"
         self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._seconds = seconds
@@ -197,7 +202,7 @@ class HttpRetriever:
                 )
         except TimeoutError as error:
             raise _FailedTryError(f"no answer within {seconds:.0f} s") from error
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise _FailedTryError(f"{type(error).__name__} {error}".rstrip()) from error
         if response.status_code in _TRY_AGAIN:
             wait = seconds_asked(response.headers.get("retry-after"))
@@ -248,6 +253,16 @@ async def _close_at_the_end(client: httpx2.AsyncClient) -> AsyncGenerator[None, 
         yield
     finally:
         await client.aclose()
+
+
+def _address(url: str) -> httpx2.URL:
+    try:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise InputError(f"retriever address {url}: {error}") from error
+    if not 0 < (address.port or 80) < 65_536:
+        raise InputError(f"retriever address {url}: no such port")
+    return address
 
 
 def _sendable(query: str) -> str:
