@@ -24,7 +24,10 @@ from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
-from searchrl.recipe import Recipe, RetrieverOptions, SynthWikiData
+from searchrl.models.options import HttpModelOptions, LocalModelOptions
+from searchrl.models.protocol import ChatModel, LanguageModel
+from searchrl.models.replies import ReplyStore, Usage
+from searchrl.recipe import HttpSearcher, LocalSearcher, Recipe, RetrieverOptions, SynthWikiData
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.index import build_index, open_index
 from searchrl.retrieval.protocol import Retriever
@@ -79,8 +82,8 @@ class Experiment:
         """The frozen generator."""
         options = self.recipe.generator
         return Generator(
-            load_options(options.model, options.device, options.dtype),
-            options.model,
+            self._chat_model(options),
+            options.name,
             options.style,
             options.max_answer_tokens,
             options.max_context_tokens,
@@ -92,13 +95,51 @@ class Experiment:
         options = self.recipe.judge
         if options is None:
             return None
-        model = load_options(options.model, options.device, options.dtype)
-        return Judge(model, name=options.model)
+        return Judge(self._chat_model(options), name=options.name)
+
+    @property
+    def local_searcher(self) -> LocalSearcher:
+        """What the recipe says of its searcher.
+
+        Raises:
+            InputError: the searcher is behind a server, where it cannot be trained or exchanged.
+        """
+        options = self.recipe.searcher
+        if isinstance(options, HttpSearcher):
+            raise InputError(
+                'searcher.kind = "http": a served searcher can be evaluated as it is and not '
+                'trained or exchanged; name a local one with kind = "local"'
+            )
+        return options
 
     def searcher(self, model: str | None = None) -> LocalModel:
-        """A fresh copy of the recipe's searcher, or of ``model`` on the same device."""
-        options = self.recipe.searcher
+        """A fresh copy of the recipe's searcher, or of ``model`` on the same device.
+
+        Raises:
+            InputError: the searcher is behind a server.
+        """
+        options = self.local_searcher
         return load_options(model or options.model, options.device, options.dtype)
+
+    def evaluated_searcher(self, model: str | None = None) -> LanguageModel:
+        """The recipe's searcher wherever it runs, or ``model`` in its place.
+
+        Raises:
+            InputError: ``model`` is named, and the recipe's searcher is behind a server.
+        """
+        options = self.recipe.searcher
+        if isinstance(options, HttpSearcher) and model is None:
+            from searchrl.models.http import open_language_model
+
+            return open_language_model(options, self._replies(options))
+        return self.searcher(model)
+
+    def usage(self) -> list[Usage]:
+        """What has been asked of served models, all runs in this directory together."""
+        sections = (self.recipe.searcher, self.recipe.generator, self.recipe.judge)
+        served = [section for section in sections if isinstance(section, HttpModelOptions)]
+        files = dict.fromkeys(self._replies_path(section) for section in served)
+        return [usage for file in files for usage in ReplyStore(file).usage()]
 
     def cache(self) -> RagCache:
         """The RAG cache."""
@@ -111,7 +152,7 @@ class Experiment:
             return ContextRecall()
         return GainBeyondRag(self.generator, self.cache(), self.judge, options.scale)
 
-    def s3(self, searcher: LocalModel, split: Split, name: str = "s3") -> S3Agent:
+    def s3(self, searcher: LanguageModel, split: Split, name: str = "s3") -> S3Agent:
         """The s3 agent with one searcher over one split's index."""
         return S3Agent(searcher, split.retriever, self.recipe.agent, name)
 
@@ -123,7 +164,20 @@ class Experiment:
             return RagAgent(split.retriever, self.recipe.reward.rag_k)
         if name == "oracle":
             return OracleAgent(split.passages())
-        return self.s3(self.searcher(searcher), split)
+        return self.s3(self.evaluated_searcher(searcher), split)
+
+    def _chat_model(self, options: LocalModelOptions | HttpModelOptions) -> ChatModel:
+        if isinstance(options, LocalModelOptions):
+            return load_options(options.model, options.device, options.dtype)
+        from searchrl.models.http import open_chat_model
+
+        return open_chat_model(options, self._replies(options))
+
+    def _replies(self, options: HttpModelOptions) -> ReplyStore:
+        return ReplyStore(self._replies_path(options))
+
+    def _replies_path(self, options: HttpModelOptions) -> Path:
+        return options.cache or self.directory / "replies.sqlite"
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test

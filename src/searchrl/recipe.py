@@ -11,19 +11,31 @@ import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from searchrl.agents.prompts import Style
 from searchrl.agents.s3 import S3Options
 from searchrl.errors import InputError
+from searchrl.models.options import HttpModelOptions, LocalModelOptions
 from searchrl.options import Options
 from searchrl.training.options import LearningOptions, RolloutOptions, RunOptions
 
 SHIPPED = Path(__file__).parent / "recipes"
+_TAGS = frozenset({"synthwiki", "files", "local", "http"})
+"""Kinds of sections, which pydantic puts into the path of a key."""
 
 
 class SynthWikiData(Options):
@@ -81,22 +93,23 @@ class RetrieverOptions(Options):
     """BM25: weight of the passage's length."""
 
 
-class SearcherOptions(Options):
+class LocalSearcher(LocalModelOptions):
     """The language model that is trained."""
 
-    model: str
-    """A path, a hub name, or ``tiny-searcher``."""
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+
+class HttpSearcher(HttpModelOptions):
+    """A language model behind a server: to be evaluated, not to be trained."""
+
+    @model_validator(mode="after")
+    def _check_tokenizer(self) -> HttpSearcher:
+        if self.tokenizer is None:
+            raise ValueError("set tokenizer: a searcher sends and receives token ids")
+        return self
 
 
-class GeneratorOptions(Options):
-    """The frozen language model that answers."""
+class ReaderOptions(Options):
+    """How a generator is asked."""
 
-    model: str
-    """A path, a hub name, or ``tiny-generator``."""
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
     style: Style = "full"
     max_answer_tokens: PositiveInt = 256
     """Budget of an answer, reasoning included."""
@@ -104,12 +117,37 @@ class GeneratorOptions(Options):
     """Budget of the passages."""
 
 
-class JudgeOptions(Options):
+class LocalGenerator(ReaderOptions, LocalModelOptions):
+    """The frozen language model that answers, in this process."""
+
+
+class HttpGenerator(ReaderOptions, HttpModelOptions):
+    """The frozen language model that answers, behind an OpenAI-compatible server."""
+
+
+class LocalJudge(LocalModelOptions):
     """The language model that is asked about answers the span check does not find."""
 
-    model: str
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+
+class HttpJudge(HttpModelOptions):
+    """The judge behind an OpenAI-compatible server."""
+
+
+def _model_kind(section: Any) -> Any:
+    """The kind of a section about a model; one that names none is local."""
+    if isinstance(section, dict):
+        return section.get("kind", "local")
+    return getattr(section, "kind", None)
+
+
+_BY_KIND = Discriminator(_model_kind)
+Searcher = Annotated[
+    Annotated[LocalSearcher, Tag("local")] | Annotated[HttpSearcher, Tag("http")], _BY_KIND
+]
+Generator = Annotated[
+    Annotated[LocalGenerator, Tag("local")] | Annotated[HttpGenerator, Tag("http")], _BY_KIND
+]
+Judge = Annotated[Annotated[LocalJudge, Tag("local")] | Annotated[HttpJudge, Tag("http")], _BY_KIND]
 
 
 class RewardOptions(Options):
@@ -141,9 +179,9 @@ class Recipe(Options):
     seed: int = 0
     data: DataOptions
     retriever: RetrieverOptions = RetrieverOptions()
-    searcher: SearcherOptions
-    generator: GeneratorOptions
-    judge: JudgeOptions | None = None
+    searcher: Searcher
+    generator: Generator
+    judge: Judge | None = None
     agent: S3Options = S3Options()
     reward: RewardOptions = RewardOptions()
     rollout: RolloutOptions = RolloutOptions()
@@ -231,7 +269,7 @@ def _explain(errors: Sequence[ErrorDetails]) -> str:
     """One line a user can act on, from pydantic's complaints."""
     # A key that is there and wrong explains more than one that is missing.
     error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in error["loc"] if part not in ("synthwiki", "files"))
+    key = ".".join(str(part) for part in error["loc"] if part not in _TAGS)
     match error["type"]:
         case "extra_forbidden":
             return f"{key} does not go with this section's kind"
@@ -248,7 +286,7 @@ def _explain(errors: Sequence[ErrorDetails]) -> str:
 
 def _refuse_unknown(path: Path, values: dict[str, Any], prefix: str = "") -> None:
     """Find keys that no recipe has, ahead of anything that is missing for want of them."""
-    known = dict.fromkeys(_keys(Recipe))
+    known = _known_keys()
     for name, value in values.items():
         key = prefix + name
         if key not in known:
@@ -268,6 +306,12 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     namesakes = [other for other in known if other.rpartition(".")[2] == name]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return next(iter(namesakes + close), None)
+
+
+@cache
+def _known_keys() -> dict[str, None]:
+    """Every key a recipe may have, each once and in order."""
+    return dict.fromkeys(_keys(Recipe))
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -67,7 +67,7 @@ class _Trainer:
     def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
         self._experiment = experiment
         self._recipe = experiment.recipe
-        if self._recipe.searcher.dtype != "float32":
+        if experiment.local_searcher.dtype != "float32":
             raise InputError(
                 'searcher.dtype: trained weights must be "float32", smaller ones lose small '
                 "updates; set learning.autocast = true to compute in bfloat16"

@@ -26,6 +26,7 @@ _CONFIGURATION_STATUS = frozenset({401, 403, 404, 405})
 _MAX_BYTES = 64 << 20
 """Longest answer that is read."""
 _SHOWN = 200
+_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,8 @@ async def _exchange(
     client: httpx2.AsyncClient, url: str, body: Mapping[str, Any]
 ) -> tuple[int, Mapping[str, str], bytes]:
     content = bytearray()
-    async with client.stream("POST", url, json=body) as response:
+    sent = json.dumps(body).encode()
+    async with client.stream("POST", url, content=sent, headers=_JSON) as response:
         async for piece in response.aiter_bytes():
             content += piece
             if len(content) > _MAX_BYTES:
