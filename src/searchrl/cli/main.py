@@ -23,6 +23,7 @@ from searchrl.cli import (
     report,
     score,
     search,
+    serve_model,
     synthwiki,
     train,
 )
@@ -45,6 +46,7 @@ for name, command in (
     ("synthwiki", synthwiki.command),
     ("search", search.command),
     ("evaluate-retrieval", evaluate_retrieval.command),
+    ("serve-model", serve_model.command),
     ("precompute", precompute.command),
     ("train", train.command),
     ("ask", ask.command),

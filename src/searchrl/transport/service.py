@@ -14,6 +14,7 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from searchrl.errors import InfrastructureError, InputError
 from searchrl.transport.breaker import Breaker
@@ -27,6 +28,11 @@ _MAX_BYTES = 64 << 20
 """Longest answer that is read."""
 _SHOWN = 200
 _JSON = {"Content-Type": "application/json"}
+
+
+_unclosed: WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncGenerator[None, None]]]
+_unclosed = WeakKeyDictionary()
+"""Generators that close connections; held here, they outlive a service that is dropped early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,6 @@ class _Session:
     loop: asyncio.AbstractEventLoop
     client: httpx2.AsyncClient
     slots: asyncio.Semaphore
-    closing: AsyncGenerator[None, None]
 
 
 class Service:
@@ -198,9 +203,11 @@ class Service:
         """Connections for the running event loop, which are closed when it is."""
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.loop is not loop:
-            client, slots = self._client(), asyncio.Semaphore(self._concurrency)
-            self._session = _Session(loop, client, slots, _closing(client))
-            await anext(self._session.closing)
+            client = self._client()
+            self._session = _Session(loop, client, asyncio.Semaphore(self._concurrency))
+            closing = _closing(client)
+            _unclosed.setdefault(loop, []).append(closing)
+            await anext(closing)
         return self._session
 
     def _client(self) -> httpx2.AsyncClient:
