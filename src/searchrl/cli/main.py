@@ -15,6 +15,7 @@ import typer
 from searchrl import __version__
 from searchrl.cli import (
     ask,
+    data,
     demo,
     evaluate,
     evaluate_retrieval,
@@ -41,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(index.app)
+app.add_typer(data.app)
 for name, command in (
     ("demo", demo.command),
     ("synthwiki", synthwiki.command),
