@@ -104,9 +104,9 @@ class TestSameAsInProcess:
         "sampling",
         [
             Sampling(8),
-            Sampling(40, 1.0, seed=7),
-            Sampling(40, 0.7, ("a", "</query>"), seed=8),
-            Sampling(90, 1.5, seed=3),
+            Sampling(12, 1.0, seed=7),
+            Sampling(12, 0.7, ("a", "</query>"), seed=8),
+            Sampling(20, 1.5, seed=3),
         ],
     )
     def test_a_completion(
@@ -134,7 +134,7 @@ class TestSameAsInProcess:
         self, url: str, local: LocalModel, tmp_path: Path
     ) -> None:
         def episode(model: LanguageModel) -> Episode:
-            shape = S3Options(style="brief", max_turns=2, max_response_tokens=20)
+            shape = S3Options(style="brief", max_turns=2, max_response_tokens=12)
             agent = S3Agent(model, ListRetriever(passages(30)), shape)
             return asyncio.run(agent.run(QUESTION, Draw(1.0, 4)))
 
@@ -214,7 +214,7 @@ class TestForms:
         assert pieces["text_offset"][-1] == len("".join(pieces["tokens"][:-1]))
 
     def test_without_a_seed_draws_differ(self, post: Post) -> None:
-        body = TEXT | {"temperature": 2.0, "max_tokens": 20}
+        body = TEXT | {"temperature": 2.0, "max_tokens": 8}
         texts = {post("/completions", body).json()["choices"][0]["text"] for _ in range(3)}
         assert len(texts) > 1
         seeded = {

@@ -59,7 +59,7 @@ class BreakerMachine(RuleBasedStateMachine):
             assert down == self.now - self.opened
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+BreakerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestBreaker = BreakerMachine.TestCase
 
 
