@@ -7,7 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+from searchrl.models.http import HttpChatModel, HttpLanguageModel, ServedModel
+from searchrl.models.options import HttpModelOptions
+from searchrl.models.replies import ReplyStore
 from searchrl.serving.asgi import App
 from searchrl.serving.run import listen, make_server, url_of
 
@@ -72,3 +77,18 @@ def raw_answer(status: str, body: bytes, *headers: str, length: int | None = Non
     size = len(body) if length is None else length
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {size}", "Connection: close", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def options(url: str, **more: Any) -> HttpModelOptions:
+    values = {"kind": "http", "url": url, "model": "m", "max_length": 1024, "outage": 0, **more}
+    return HttpModelOptions.model_validate(values)
+
+
+def chat_model(url: str, tmp_path: Path, tokenizer: Any = None, **more: Any) -> HttpChatModel:
+    store = ReplyStore(tmp_path / "replies.sqlite")
+    return HttpChatModel(ServedModel(options(url, **more), store), tokenizer)
+
+
+def token_model(url: str, tmp_path: Path, tokenizer: Any) -> HttpLanguageModel:
+    store = ReplyStore(tmp_path / "replies.sqlite")
+    return HttpLanguageModel(ServedModel(options(url), store), tokenizer)

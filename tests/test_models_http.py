@@ -116,15 +116,16 @@ class TestChat:
         chat(server, store, key_env="A_KEY")
         assert b"CANARY" not in store.read_bytes()
 
-    @pytest.mark.parametrize("value", [None, "", "  "])
-    def test_a_key_that_is_not_set_names_its_variable(
+    @pytest.mark.parametrize("value", [None, "", "  ", "sk-a\nb", "sk-ü", "sk a"])
+    def test_a_key_that_cannot_be_sent_names_its_variable(
         self, value: str | None, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("A_KEY", raising=False)
         if value is not None:
             monkeypatch.setenv("A_KEY", value)
-        with pytest.raises(InputError, match="variable A_KEY is not set"):
+        with pytest.raises(InputError, match="variable A_KEY has to hold a key") as caught:
             chat(Server(chat_reply()), store, key_env="A_KEY")
+        assert "sk" not in str(caught.value)
 
     def test_a_stop_string_is_no_part_of_the_reply_wherever_it_was_cut(self, store: Path) -> None:
         sampling = Sampling(9, stop=("</a>", "\n"))

@@ -19,24 +19,20 @@ from searchrl.agents.episode import Episode
 from searchrl.agents.generator import Generator
 from searchrl.agents.s3 import S3Agent, S3Options
 from searchrl.data.questions import Question
-from searchrl.errors import InfrastructureError, InputError
+from searchrl.errors import InputError
 from searchrl.models.generation import Request
-from searchrl.models.http import HttpChatModel, HttpLanguageModel, ServedModel
 from searchrl.models.local import LocalModel
-from searchrl.models.options import HttpModelOptions
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling, StopReason
-from searchrl.models.replies import ReplyStore
 from searchrl.retrieval.protocol import Hit
 from searchrl.serving import model_server
-from searchrl.serving.access import OPEN_PATHS, Access, check_bind, is_loopback, read_key
+from searchrl.serving.access import OPEN_PATHS, Access
 from searchrl.serving.model_server import ModelServer
 from tests.fakes import ListRetriever, ScriptedModel, passages
-from tests.serving_fixtures import misbehaving, raw_answer, running
+from tests.serving_fixtures import chat_model, running, token_model
 
 HITS = tuple(Hit(passage, 1.0) for passage in passages(3))
 QUESTION = Question("q", "Where is it?", ("there",))
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Where?"}]}
-KEY = "sk-CANARY"
 TEXT = {"model": "m", "prompt": "Where?"}
 Post = Callable[..., httpx2.Response]
 
@@ -53,13 +49,6 @@ def url(local: LocalModel) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def guarded(local: LocalModel) -> Iterator[tuple[str, list[str]]]:
-    app = ModelServer(local, local.tokenizer, "m")
-    with running(Access(app, KEY)) as address:
-        yield address, app.paths
-
-
-@pytest.fixture(scope="module")
 def client() -> Iterator[httpx2.Client]:
     with httpx2.Client(timeout=10) as opened:
         yield opened
@@ -72,21 +61,6 @@ def post(url: str, client: httpx2.Client) -> Post:
         return client.post(url + path, content=content, headers=headers)
 
     return send
-
-
-def options(url: str, **more: Any) -> HttpModelOptions:
-    values = {"kind": "http", "url": url, "model": "m", "max_length": 1024, "outage": 0, **more}
-    return HttpModelOptions.model_validate(values)
-
-
-def chat_model(url: str, tmp_path: Path, tokenizer: Any = None, **more: Any) -> HttpChatModel:
-    store = ReplyStore(tmp_path / "replies.sqlite")
-    return HttpChatModel(ServedModel(options(url, **more), store), tokenizer)
-
-
-def token_model(url: str, tmp_path: Path, tokenizer: Any) -> HttpLanguageModel:
-    store = ReplyStore(tmp_path / "replies.sqlite")
-    return HttpLanguageModel(ServedModel(options(url), store), tokenizer)
 
 
 class TestSameAsInProcess:
@@ -445,167 +419,6 @@ def test_a_failing_model_is_a_server_error_that_tells_nothing(
     assert "secret" not in answer.text
     assert "secret path" in caplog.text
     assert [fine.status_code, behind.status_code] == [200, 502]
-
-
-class TestAccess:
-    @pytest.mark.parametrize(
-        ("given", "status"),
-        [
-            ({}, 401),
-            ({"Authorization": "sk-CANARY"}, 401),
-            ({"Authorization": "Basic sk-CANARY"}, 401),
-            ({"Authorization": "Bearer"}, 401),
-            ({"Authorization": "Bearer sk-CANAR"}, 403),
-            ({"Authorization": "Bearer sk-CANARYY"}, 403),
-            ({"Authorization": "Bearer \xff"}, 403),
-        ],
-    )
-    def test_every_path_but_health_is_guarded(
-        self,
-        guarded: tuple[str, list[str]],
-        client: httpx2.Client,
-        given: dict[str, str],
-        status: int,
-    ) -> None:
-        address, paths = guarded
-        headers = {name: value.encode("latin-1") for name, value in given.items()}
-        for path in [*paths, "/anything"]:
-            for method in ("GET", "POST"):
-                answer = client.request(method, address + path, headers=headers)
-                assert "CANARY" not in answer.text
-                if path in OPEN_PATHS:
-                    assert answer.status_code in (200, 405)
-                else:
-                    assert answer.status_code == status
-
-    def test_the_right_key_opens(
-        self, guarded: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        address, _ = guarded
-        monkeypatch.setenv("MODEL_KEY", KEY)
-        model = chat_model(f"{address}/v1", tmp_path, key_env="MODEL_KEY")
-        assert isinstance(asyncio.run(model.chat([Message("user", "a")], Sampling(2))), str)
-        with pytest.raises(InputError, match=r"401: .*check url, model and key"):
-            asyncio.run(
-                chat_model(f"{address}/v1", tmp_path).chat([Message("user", "b")], Sampling(2))
-            )
-
-    @pytest.mark.parametrize(
-        ("host", "status"),
-        [
-            ("127.0.0.1:8001", 200),
-            ("localhost", 200),
-            ("[::1]:80", 200),
-            ("evil.test", 421),
-            ("evil.test:8001", 421),
-            ("127.0.0.1.evil.test", 421),
-            ("192.168.0.1", 421),
-            ("", 421),
-        ],
-    )
-    def test_without_a_key_only_loopback_names_are_served(
-        self, url: str, client: httpx2.Client, host: str, status: int
-    ) -> None:
-        answer = client.get(f"{url}/models", headers={"Host": host})
-        assert answer.status_code == status
-
-    @pytest.mark.parametrize(
-        ("host", "loopback"),
-        [
-            ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
-            ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("example.test", False),
-            ("", False),
-        ],
-    )  # fmt: skip
-    def test_where_a_server_may_bind(self, host: str, loopback: bool) -> None:
-        assert is_loopback(host) is loopback
-        check_bind(host, "key")
-        if loopback:
-            check_bind(host, None)
-        else:
-            with pytest.raises(InputError, match="--key-variable"):
-                check_bind(host, None)
-
-    @pytest.mark.parametrize("value", ["", "  ", "a b", "é", "a\tb"])
-    def test_a_key_that_cannot_stand_in_a_header(
-        self, value: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("MODEL_KEY", value)
-        with pytest.raises(InputError, match="MODEL_KEY"):
-            read_key("MODEL_KEY")
-        assert read_key(None) is None
-
-
-GOOD = json.dumps(
-    {"choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]}
-).encode()
-
-
-class TestFaultsOnTheWire:
-    @pytest.fixture(autouse=True)
-    def short_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("searchrl.transport.retry._LONGEST_WAIT", 0.01)
-
-    def ask(self, address: str, tmp_path: Path) -> str:
-        model = chat_model(f"{address}/v1", tmp_path)
-        return asyncio.run(model.chat([Message("user", "Where?")], Sampling(9)))
-
-    @pytest.mark.parametrize(
-        "trouble",
-        [
-            raw_answer("429 Too Many Requests", b"slow down", "Retry-After: 0"),
-            raw_answer("503 Service Unavailable", b""),
-            raw_answer("200 OK", GOOD[:-9], length=len(GOOD)),
-            None,
-            b"HTTP/1.1 200",
-            b"\x00\x01\x02 nonsense\r\n\r\n",
-        ],
-        ids=["429", "503", "cut short", "hangs up", "half a header", "no HTTP"],
-    )
-    def test_passing_trouble_is_ridden_out(self, trouble: bytes | None, tmp_path: Path) -> None:
-        with misbehaving(trouble, trouble, raw_answer("200 OK", GOOD)) as (address, requests):
-            assert self.ask(address, tmp_path) == "Paris"
-        assert len(requests) == 3
-        assert b'"content": "Where?"' in requests[2]
-
-    @pytest.mark.parametrize(
-        ("answer", "said"),
-        [
-            (raw_answer("200 OK", b"<html>Sign in</html>"), "not JSON: <html>Sign in</html>"),
-            (raw_answer("200 OK", GOOD[:-9]), "not JSON"),
-            (raw_answer("500 Oh", b"no"), "answers 500: no"),
-            (raw_answer("302 Found", b"", "Location: http://127.0.0.1:1/"), "answers 302"),
-        ],
-    )
-    def test_what_is_no_reply_is_a_failure(self, answer: bytes, said: str, tmp_path: Path) -> None:
-        with (
-            misbehaving(answer) as (address, requests),
-            pytest.raises(InfrastructureError, match=said),
-        ):
-            self.ask(address, tmp_path)
-        assert len(requests) == 1
-
-    def test_a_killed_server_is_a_failure_and_then_an_answer_again(
-        self, local: LocalModel, tmp_path: Path
-    ) -> None:
-        with (
-            misbehaving(None) as (address, _),
-            pytest.raises(InfrastructureError, match="cannot be reached"),
-        ):
-            self.ask(address, tmp_path)
-        with running(ModelServer(local, local.tokenizer, "m")) as address:
-            assert isinstance(self.ask(address, tmp_path), str)
-
-    def test_an_agent_whose_model_dies_ends_its_episode_with_the_error(
-        self, local: LocalModel, tmp_path: Path
-    ) -> None:
-        with misbehaving(None) as (address, _):
-            model = token_model(f"{address}/v1", tmp_path, local.tokenizer)
-            agent = S3Agent(model, ListRetriever(passages(9)), S3Options(style="brief"))
-            episode = asyncio.run(agent.run(QUESTION, Draw()))
-        assert episode.error is not None
-        assert "cannot be reached" in episode.error
-        assert all(segment.origin == "prompt" for segment in episode.segments)
 
 
 def test_a_reason_to_stop_survives_the_wire(

@@ -31,9 +31,10 @@ def command(
     """
     from searchrl.cli.machine import use_machine
     from searchrl.models.local import load_model
-    from searchrl.serving.access import Access, check_bind, read_key
+    from searchrl.serving.access import Access, check_bind
     from searchrl.serving.model_server import ModelServer
     from searchrl.serving.run import listen, serve, url_of
+    from searchrl.transport.keys import read_key
 
     key = read_key(key_variable)
     check_bind(host, key)

@@ -10,7 +10,6 @@ A reply that the server withheld or garbled is an ``InfrastructureError``, never
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -29,6 +28,7 @@ from searchrl.models.protocol import (
 )
 from searchrl.models.replies import ReplyStore, Usage, reply_key
 from searchrl.models.tokenizers import load_tokenizer
+from searchrl.transport.keys import read_key
 from searchrl.transport.service import Patience, Service
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ServedModel:
         self.options = options
         self._store = store
         self._service = Service(
-            options.url, _key(options.key_env), patience, options.concurrency, transport
+            options.url, read_key(options.key_env), patience, options.concurrency, transport
         )
 
     async def ask(
@@ -286,15 +286,6 @@ def _stop_reason(choice: Mapping[str, Any]) -> StopReason:
     # Servers that return token ids name the stop string; nothing is named for the end token.
     named = isinstance(choice.get("stop_reason"), str)
     return StopReason.STOP_STRING if named else StopReason.END_OF_SEQUENCE
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise InputError(f"key_env: the environment variable {variable} is not set")
-    return key
 
 
 def _is_list_of(value: Any, kind: Any) -> TypeGuard[list[Any]]:

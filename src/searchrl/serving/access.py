@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import os
 
 from searchrl.errors import InputError
 from searchrl.serving.asgi import App, Receive, RefusedError, Scope, Send, send_refusal
@@ -37,23 +36,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def read_key(variable: str | None) -> str | None:
-    """The key in an environment variable; ``None`` where none is named.
-
-    Raises:
-        InputError: the variable is not set or empty, or its value cannot stand in a header.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            f"the environment variable {variable} has to hold a key of printable ASCII characters "
-            "without spaces"
-        )
-    return key
 
 
 class Access:

@@ -1,8 +1,8 @@
 """A JSON service over HTTP whose failures have one type and whose calls always end.
 
 A call is tried a few times within a deadline. When the service is down as a whole, its breaker
-opens and calls wait for it to come back, up to ``patience``: an outage pauses the work and changes
-none of its results. What is left over is an ``InfrastructureError``; nothing here ever turns a
+opens and calls wait for it to come back, up to ``Patience.outage``: an outage pauses the work and
+changes none of its results. What is left over is an ``InfrastructureError``; nothing here turns a
 failure into a value. Answers that say the address or the key is wrong are the user's to mend and
 end in an ``InputError``.
 """
@@ -29,9 +29,8 @@ _MAX_BYTES = 64 << 20
 _SHOWN = 200
 _JSON = {"Content-Type": "application/json"}
 
-
-_unclosed: WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncGenerator[None, None]]]
-_unclosed = WeakKeyDictionary()
+_Closing = AsyncGenerator[None, None]
+_unclosed: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Closing]] = WeakKeyDictionary()
 """Generators that close connections; held here, they outlive a service that is dropped early."""
 
 
@@ -248,7 +247,7 @@ async def _exchange(
         return response.status_code, response.headers, bytes(content)
 
 
-async def _closing(client: httpx2.AsyncClient) -> AsyncGenerator[None, None]:
+async def _closing(client: httpx2.AsyncClient) -> _Closing:
     """Closes the client when ``asyncio.run`` ends, which finishes what is left of generators."""
     try:
         yield
