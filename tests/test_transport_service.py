@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import statistics
@@ -189,6 +190,8 @@ def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
 def together(script: Script, calls: int, outage: float = 600.0) -> tuple[list[object], float]:
     async def main() -> list[object]:
         asked = service(script, outage)
+        with contextlib.suppress(InfrastructureError):
+            await asked.post("/x", {})
         results = (asked.post("/x", {}) for _ in range(calls))
         return list(await asyncio.gather(*results, return_exceptions=True))
 
@@ -203,7 +206,7 @@ def until(second: float, before: Step, after: Step = good) -> Step:
 
 @pytest.mark.parametrize("trouble", [raising(httpx2.ConnectError), answer(503)])
 def test_an_outage_pauses_every_call_and_loses_none(trouble: Step) -> None:
-    script = Script(until(120, trouble))
+    script = Script(good, until(120, trouble))
     results, seconds = together(script, 40)
     assert results == [{"a": 1}] * 40
     assert 120 <= seconds < 145
@@ -212,7 +215,7 @@ def test_an_outage_pauses_every_call_and_loses_none(trouble: Step) -> None:
 
 
 def test_an_outage_that_does_not_end_is_a_failure_of_every_call() -> None:
-    results, seconds = together(Script(raising(httpx2.ConnectError)), 40)
+    results, seconds = together(Script(good, raising(httpx2.ConnectError)), 40)
     assert {type(result) for result in results} == {InfrastructureError}
     assert "down for" in str(results[0])
     assert "boom boom" in str(results[0])
@@ -220,9 +223,16 @@ def test_an_outage_that_does_not_end_is_a_failure_of_every_call() -> None:
 
 
 def test_without_patience_an_outage_fails_at_once() -> None:
-    results, seconds = together(Script(raising(httpx2.ConnectError)), 40, outage=0)
+    results, seconds = together(Script(good, raising(httpx2.ConnectError)), 40, outage=0)
     assert {type(result) for result in results} == {InfrastructureError}
     assert seconds < 4
+
+
+def test_a_service_that_never_answered_is_not_waited_for() -> None:
+    results, seconds = together(Script(raising(httpx2.ConnectError)), 40)
+    assert {type(result) for result in results} == {InfrastructureError}
+    assert all("boom boom" in str(result) for result in results)
+    assert seconds < 8
 
 
 def test_calls_wait_in_line_without_losing_time() -> None:

@@ -53,7 +53,7 @@ class HttpModelOptions(Options):
     timeout: PositiveFloat = 120.0
     """Seconds that one answer may take; all tries of a request together take twice that at most."""
     outage: NonNegativeFloat = 600.0
-    """Seconds that the work waits for a server that is down."""
+    """Seconds that the work waits for a server that has gone down."""
     cache: Path | None = None
     """Where replies and their costs are kept; ``replies.sqlite`` in the run when left out."""
 

@@ -2,9 +2,10 @@
 
 A call is tried a few times within a deadline. When the service is down as a whole, its breaker
 opens and calls wait for it to come back, up to ``Patience.outage``: an outage pauses the work and
-changes none of its results. What is left over is an ``InfrastructureError``; nothing here turns a
-failure into a value. Answers that say the address or the key is wrong are the user's to mend and
-end in an ``InputError``.
+changes none of its results. A service that has never answered is not waited for, since its address
+is probably wrong. What is left over is an ``InfrastructureError``; nothing here turns a failure
+into a value. Answers that say the address or the key is wrong are the user's to mend and end in an
+``InputError``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Patience:
         write: to hand over a piece of the request.
         read: between two pieces of the answer, so the time a service may think.
         deadline: for all tries of one call together, waits included.
-        outage: how long a call waits for a service that is down; 0 fails at once.
+        outage: how long a call waits for a service that has gone down; 0 fails at once.
     """
 
     connect: float = 5.0
@@ -98,6 +99,7 @@ class Service:
         self._transport = transport
         self._breaker = Breaker()
         self._trouble = ""
+        self._has_answered = False
         self._session: _Session | None = None
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,13 +124,13 @@ class Service:
             try:
                 answer = await self._try(client, path, body, deadline)
             except _TryError as failure:
-                self._breaker.record(failure.alive, _now())
+                self._record(failure.alive)
                 self._trouble = failure.reason
                 failures += 1
                 if self._breaker.down_for(_now()) is None or not failure.again:
                     await self._rest(failure, failures, deadline)
             else:
-                self._breaker.record(True, _now())
+                self._record(alive=True)
                 return answer
 
     async def _wait_while_down(self) -> bool:
@@ -140,11 +142,17 @@ class Service:
         waited = False
         while (pause := self._breaker.admit(_now())) > 0:
             down = self._breaker.down_for(_now()) or 0.0
+            if not self._has_answered:
+                raise self._error(f"has not answered once: {self._trouble}")
             if down + pause > self._patience.outage:
                 raise self._error(f"has been down for {down:.0f} s: {self._trouble}")
             await asyncio.sleep(pause)
             waited = True
         return waited or self._breaker.down_for(_now()) is not None
+
+    def _record(self, alive: bool) -> None:
+        self._breaker.record(alive, _now())
+        self._has_answered = self._has_answered or alive
 
     async def _rest(self, failure: _TryError, failures: int, deadline: float) -> None:
         """Wait before the next try, or give up."""
@@ -181,7 +189,7 @@ class Service:
             _TryError: it holds no JSON object, or says that something else went wrong.
         """
         if status in _CONFIGURATION_STATUS:
-            self._breaker.record(True, _now())
+            self._record(alive=True)
             told = f"{self.url}{path} answers {status}: {self._shown(content)}"
             raise InputError(f"{told}; check url, model and key")
         if status != 200:
