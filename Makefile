@@ -39,7 +39,7 @@ pipeline: .venv/searchrl-dev
 	touch $@
 
 .venv/searchrl-dev: .venv/searchrl pyproject.toml
-	$(PIP) --editable '.[torch,serve,mcp,dev]'
+	$(PIP) --editable '.[torch,serve,mcp,faiss,parquet,hub,dev]'
 	touch $@
 
 clean:

@@ -30,6 +30,7 @@ _MEANINGS: Mapping[str, str] = {
     "retriever.kind": "How passages are found.",
     "reward.kind": "What an episode is worth; see [Rewards](#rewards).",
     "device": "Where the model runs, as in `cpu` or `cuda:0`.",
+    "kind": "Where the model runs.",
     "dtype": "Number form of its weights.",
     "methods": "What is compared, in the order of the table.",
     "style": "`full` explains the task in words, `brief` gives only the data.",
@@ -63,6 +64,8 @@ def _sections(name: str, info: FieldInfo) -> Iterator[tuple[str, str, type[BaseM
                 title = " and ".join(f"`[{name}.{split}]`" for split in SPLITS)
                 yield f'{title}, kind = "{_kind(part)}"', f"{name}.{first}.", part
         else:
+            kind = get_args(model.model_fields["kind"].annotation)[0] if len(models) > 1 else None
+            title = f"`[{name}]`" + (f', kind = "{kind}"' if kind else "")
             optional = type(None) in get_args(info.annotation)
             note = f', kind = "{_kind(model)}"' if len(models) > 1 else ""
             note += " (may be left out)" if optional else ""

@@ -11,11 +11,11 @@ from searchrl.agents.episode import Episode
 from searchrl.data.passages import Passage
 from searchrl.errors import InfrastructureError
 from searchrl.models.chat import control_tokens, encode_text, render_chat
-from searchrl.models.protocol import Completion, Message, Sampling, StopReason
+from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling, StopReason
 from searchrl.retrieval.protocol import Hit
 
 
-class ScriptedModel:
+class ScriptedModel(LanguageModel):
     """Says the given texts one after another and records what it was shown.
 
     Like a real engine it stops on stop strings and at ``max_tokens``. The last text repeats.

@@ -12,11 +12,14 @@ import pytest
 from searchrl.data.synthwiki import write_synthwiki
 from searchrl.errors import InputError, IntegrityError
 from searchrl.experiment import Experiment
+from searchrl.models.replies import ReplyStore, Usage
 from searchrl.recipe import Recipe
 from searchrl.retrieval.index import build_index
 from searchrl.retrieval.options import Bm25Options
 from searchrl.retrieval.rerank import RerankedRetriever
 from searchrl.serving.client import HttpRetriever
+from searchrl.training.run_directory import RunDirectory
+from searchrl.training.trainer import train
 from tests.encoders import write_encoder
 from tests.training_fixtures import small_recipe
 
@@ -187,3 +190,36 @@ def test_a_missing_corpus_names_the_file(world: Path, tmp_path: Path) -> None:
     recipe = files_recipe(tmp_path / "absent.jsonl", world / "questions.jsonl")
     with pytest.raises(InputError, match=r"absent\.jsonl: no such file"):
         _ = Experiment(recipe, tmp_path / "out").train
+
+
+SERVED = '{kind="http", url="http://h.test/v1", model="big", tokenizer="tiny-searcher"}'
+
+
+def test_served_models_need_no_weights_and_name_where_they_are(tmp_path: Path) -> None:
+    overrides = (f"generator={SERVED}", f"judge={SERVED}", f"searcher={SERVED}")
+    experiment = Experiment(small_recipe(MODEL, *overrides), tmp_path)
+    assert "big at http://h.test/v1" in experiment.generator.fingerprint
+    assert experiment.judge is not None
+    assert experiment.judge.name.startswith("big at http://h.test/v1")
+    assert experiment.evaluated_searcher().max_length == 8192
+    assert experiment.method("s3", experiment.test).name == "s3"
+    assert experiment.usage() == []
+
+
+def test_a_served_searcher_is_not_trained_or_exchanged(tmp_path: Path) -> None:
+    experiment = Experiment(small_recipe(MODEL, f"searcher={SERVED}"), tmp_path)
+    for attempt in (experiment.searcher, lambda: experiment.method("s3", experiment.test, "x")):
+        with pytest.raises(InputError, match='kind = "local"'):
+            attempt()
+    with pytest.raises(InputError, match='kind = "local"'):
+        train(experiment, RunDirectory(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_usage_is_read_from_every_store_once(tmp_path: Path) -> None:
+    shared = SERVED.replace("}", f', cache="{tmp_path / "shared.sqlite"}"}}')
+    overrides = (f"generator={SERVED}", f"judge={SERVED}", f"searcher={shared}")
+    experiment = Experiment(small_recipe(MODEL, *overrides), tmp_path)
+    ReplyStore(tmp_path / "replies.sqlite").put("a", {}, Usage("big", 1))
+    ReplyStore(tmp_path / "shared.sqlite").put("a", {}, Usage("big", 2))
+    assert experiment.usage() == [Usage("big", 2), Usage("big", 1)]

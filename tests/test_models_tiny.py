@@ -14,7 +14,8 @@ from searchrl.agents.generator import Generator
 from searchrl.agents.s3 import S3Agent
 from searchrl.data.questions import Question
 from searchrl.data.synthwiki import World
-from searchrl.models.local import TINY, LocalModel, load_model
+from searchrl.models.local import LocalModel, load_model
+from searchrl.models.tokenizers import TINY
 from searchrl.recipe import load_recipe
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.protocol import Hit

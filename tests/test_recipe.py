@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchrl.errors import InputError
-from searchrl.recipe import SHIPPED, HttpRetrieverOptions, Recipe, _keys, load_recipe, recipe_path
+from searchrl.recipe import (
+    SHIPPED,
+    HttpGenerator,
+    HttpRetrieverOptions,
+    Recipe,
+    _keys,
+    load_recipe,
+    recipe_path,
+)
 from searchrl.retrieval.options import Bm25Options, HybridOptions, RerankOptions
 
 SHIPPED_NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))
@@ -144,6 +152,17 @@ def test_a_saved_form_takes_overrides_in_sections_it_leaves_empty(tmp_path: Path
     assert judge.model == "some-judge"
 
 
+def test_a_served_generator_is_saved_and_read_back(tmp_path: Path) -> None:
+    served = 'generator={kind="http", url="http://h/v1", model="m", extra_body={a={b=[1]}}}'
+    recipe = load_recipe("tiny-grpo", [served, "generator.extra_body.top_k=1"])
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps(recipe.model_dump(mode="json")))
+    again = load_recipe(str(saved))
+    assert again == recipe
+    assert isinstance(again.generator, HttpGenerator)
+    assert again.generator.extra_body == {"a": {"b": [1]}, "top_k": 1}
+
+
 def test_defaults_file_and_overrides_come_in_this_order(tmp_path: Path) -> None:
     source = write(tmp_path, MINIMAL + "[run]\nsteps = 5\n")
     assert load_recipe(source).run.steps == 5
@@ -165,6 +184,8 @@ def test_defaults_file_and_overrides_come_in_this_order(tmp_path: Path) -> None:
         ("data.train.hops={1=1.0}", lambda r: r.data.train.hops == {1: 1.0}),
         ("data.test.limit=4", lambda r: r.data.test.limit == 4),
         ("judge.model=m", lambda r: r.judge.model == "m"),
+        ('generator={kind="http", url="u", model="m"}', lambda r: r.generator.url == "u"),
+        ("generator.kind=local", lambda r: r.generator.device == "cpu"),
     ],
 )
 def test_override_forms(override: str, found: Any, tmp_path: Path) -> None:
@@ -194,6 +215,13 @@ def test_override_forms(override: str, found: Any, tmp_path: Path) -> None:
         ("retriever={kind='http', url='localhost:8000'}", "retriever.url: .*pattern"),
         ("retriever={kind='http', url='http://h/r', k1=1}", "retriever.k1 does not go with"),
         ("retriever.url=http://h/r", "retriever.url does not go with"),
+        ("generator.url=http://x", "generator.url does not go with this section's kind"),
+        ("generator.kind=http", "generator.url is missing"),
+        ("generator.kind=htpp", "generator.kind: 'htpp' is none of 'local', 'http'"),
+        ("generator.kind=3", "generator.kind"),
+        ("searcher={kind='http', url='u', model='m'}", "searcher: set tokenizer"),
+        ("judge={kind='http', url='u', model='m', device='cpu'}", "judge.device does not go"),
+        ("judge={kind='http', url='u', model='m', outage=-1}", "judge.outage: .*or equal to 0"),
         ("learning.group_size=4", "unknown key learning.group_size.*rollout.group_size"),
         ("learning.temperature=1", "unknown key learning.temperature.*rollout.temperature"),
     ],

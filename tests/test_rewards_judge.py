@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import pytest
 
 from searchrl.errors import InfrastructureError
-from searchrl.models.protocol import Completion, Message, Sampling, StopReason
+from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling, StopReason
 from searchrl.rewards.accuracy import generation_accuracy
 from searchrl.rewards.judge import Judge
 
 
-class ScriptedModel:
+class ScriptedModel(LanguageModel):
     """Says its lines in order; an exception among them is raised. One token a character."""
 
     def __init__(self, *lines: str | Exception, max_length: int = 100_000) -> None:

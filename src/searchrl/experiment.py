@@ -21,8 +21,16 @@ from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
-from searchrl.models.protocol import LanguageModel
-from searchrl.recipe import HttpRetrieverOptions, Recipe, SynthWikiData
+from searchrl.models.options import HttpModelOptions, LocalModelOptions
+from searchrl.models.protocol import ChatModel, LanguageModel
+from searchrl.models.replies import ReplyStore, Usage
+from searchrl.recipe import (
+    HttpRetrieverOptions,
+    HttpSearcher,
+    LocalSearcher,
+    Recipe,
+    SynthWikiData,
+)
 from searchrl.retrieval.encoder import Runtime
 from searchrl.retrieval.index import build_index, check_options, open_index
 from searchrl.retrieval.options import IndexOptions, VectorOptions
@@ -84,17 +92,30 @@ class Experiment:
 
     @cached_property
     def reader(self) -> LanguageModel:
-        """The generator's language model."""
+        """The generator's language model, for methods that read its tokens.
+
+        Raises:
+            InputError: it is behind a server, and the recipe does not name its tokenizer.
+        """
         options = self.recipe.generator
-        return load_options(options.model, options.device, options.dtype)
+        if isinstance(options, LocalModelOptions):
+            return load_options(options.model, options.device, options.dtype)
+        if options.tokenizer is None:
+            raise InputError(
+                "generator.tokenizer: this method sends and receives token ids; name the model's "
+                "tokenizer"
+            )
+        from searchrl.models.http import open_language_model
+
+        return open_language_model(options, self._replies(options))
 
     @cached_property
     def generator(self) -> Generator:
         """The frozen generator."""
         options = self.recipe.generator
         return Generator(
-            self.reader,
-            options.model,
+            self.reader if isinstance(options, LocalModelOptions) else self._chat_model(options),
+            options.name,
             options.style,
             options.max_answer_tokens,
             options.max_context_tokens,
@@ -106,21 +127,39 @@ class Experiment:
         options = self.recipe.judge
         if options is None:
             return None
-        model = load_options(options.model, options.device, options.dtype)
-        return Judge(model, name=options.model)
+        return Judge(self._chat_model(options), name=options.name)
+
+    @property
+    def local_searcher(self) -> LocalSearcher:
+        """What the recipe says of its searcher.
+
+        Raises:
+            InputError: the searcher is behind a server, where it cannot be trained or exchanged.
+        """
+        options = self.recipe.searcher
+        if isinstance(options, HttpSearcher):
+            raise InputError(
+                'searcher.kind = "http": a served searcher can be evaluated as it is and not '
+                'trained or exchanged; name a local one with kind = "local"'
+            )
+        return options
 
     def searcher(self, model: str | None = None) -> LocalModel:
-        """A fresh copy of the recipe's searcher, or of ``model`` on the same device."""
-        options = self.recipe.searcher
+        """A fresh copy of the recipe's searcher, or of ``model`` on the same device.
+
+        Raises:
+            InputError: the searcher is behind a server.
+        """
+        options = self.local_searcher
         return load_options(model or options.model, options.device, options.dtype)
 
     def trainable(self) -> LocalModel:
         """A fresh copy of the recipe's searcher whose weights may be trained.
 
         Raises:
-            InputError: its weights are too small a number form for that.
+            InputError: its weights are too small a number form for that, or behind a server.
         """
-        if self.recipe.searcher.dtype != "float32":
+        if self.local_searcher.dtype != "float32":
             raise InputError(
                 'searcher.dtype: trained weights must be "float32", smaller ones lose small '
                 "updates; set autocast = true in learning or supervised to compute in bfloat16"
@@ -128,10 +167,29 @@ class Experiment:
         return self.searcher()
 
     def prompted(self, model: str | None = None) -> LanguageModel:
-        """The recipe's searcher, or ``model``, loaded once and never to be trained."""
+        """The recipe's searcher wherever it runs, or ``model``, opened once and never trained.
+
+        Raises:
+            InputError: ``model`` is named, and the recipe's searcher is behind a server.
+        """
         if model not in self._prompted:
-            self._prompted[model] = self.searcher(model)
+            self._prompted[model] = self._open_searcher(model)
         return self._prompted[model]
+
+    def _open_searcher(self, model: str | None) -> LanguageModel:
+        options = self.recipe.searcher
+        if isinstance(options, HttpSearcher) and model is None:
+            from searchrl.models.http import open_language_model
+
+            return open_language_model(options, self._replies(options))
+        return self.searcher(model)
+
+    def usage(self) -> list[Usage]:
+        """What has been asked of served models, all runs in this directory together."""
+        sections = (self.recipe.searcher, self.recipe.generator, self.recipe.judge)
+        served = [section for section in sections if isinstance(section, HttpModelOptions)]
+        files = dict.fromkeys(self._replies_path(section) for section in served)
+        return [usage for file in files for usage in ReplyStore(file).usage()]
 
     def cache(self) -> RagCache:
         """The RAG cache."""
@@ -161,6 +219,19 @@ class Experiment:
             name = options.function or ""
             return CustomReward(name, load_function(name), generator)
         return OutcomeReward(options.kind, generator)
+
+    def _chat_model(self, options: LocalModelOptions | HttpModelOptions) -> ChatModel:
+        if isinstance(options, LocalModelOptions):
+            return load_options(options.model, options.device, options.dtype)
+        from searchrl.models.http import open_chat_model
+
+        return open_chat_model(options, self._replies(options))
+
+    def _replies(self, options: HttpModelOptions) -> ReplyStore:
+        return ReplyStore(self._replies_path(options))
+
+    def _replies_path(self, options: HttpModelOptions) -> Path:
+        return options.cache or self.directory / "replies.sqlite"
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test

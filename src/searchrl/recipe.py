@@ -19,9 +19,11 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    Discriminator,
     Field,
     NonNegativeInt,
     PositiveInt,
+    Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -34,6 +36,7 @@ from searchrl.agents.s3 import S3Options
 from searchrl.agents.search_o1 import SearchO1Options
 from searchrl.agents.trained import AgentOptions
 from searchrl.errors import InputError
+from searchrl.models.options import HttpModelOptions, LocalModelOptions
 from searchrl.options import Options
 from searchrl.retrieval.options import (
     KINDS,
@@ -52,7 +55,9 @@ from searchrl.training.options import (
 )
 
 SHIPPED = Path(__file__).parent / "recipes"
-_VARIANTS = frozenset({"synthwiki", "files", *KINDS, "http", "s3", "search_r1", "deep_retrieval"})
+_VARIANTS = frozenset(
+    {"synthwiki", "files", *KINDS, "local", "http", "s3", "search_r1", "deep_retrieval"}
+)
 """Names of a section's kinds, which pydantic counts among the keys."""
 
 
@@ -138,22 +143,23 @@ RetrieverOptions = Annotated[
 ]
 
 
-class SearcherOptions(Options):
+class LocalSearcher(LocalModelOptions):
     """The language model that is trained."""
 
-    model: str
-    """A path, a hub name, or ``tiny-searcher``."""
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+
+class HttpSearcher(HttpModelOptions):
+    """A language model behind a server: to be evaluated, not to be trained."""
+
+    @model_validator(mode="after")
+    def _check_tokenizer(self) -> HttpSearcher:
+        if self.tokenizer is None:
+            raise ValueError("set tokenizer: a searcher sends and receives token ids")
+        return self
 
 
-class GeneratorOptions(Options):
-    """The frozen language model that answers."""
+class ReaderOptions(Options):
+    """How a generator is asked."""
 
-    model: str
-    """A path, a hub name, or ``tiny-generator``."""
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
     style: Style = "full"
     max_answer_tokens: PositiveInt = 256
     """Budget of an answer, reasoning included."""
@@ -161,12 +167,37 @@ class GeneratorOptions(Options):
     """Budget of the passages."""
 
 
-class JudgeOptions(Options):
+class LocalGenerator(ReaderOptions, LocalModelOptions):
+    """The frozen language model that answers, in this process."""
+
+
+class HttpGenerator(ReaderOptions, HttpModelOptions):
+    """The frozen language model that answers, behind an OpenAI-compatible server."""
+
+
+class LocalJudge(LocalModelOptions):
     """The language model that is asked about answers the span check does not find."""
 
-    model: str
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+
+class HttpJudge(HttpModelOptions):
+    """The judge behind an OpenAI-compatible server."""
+
+
+def _model_kind(section: Any) -> Any:
+    """The kind of a section about a model; one that names none is local."""
+    if isinstance(section, dict):
+        return section.get("kind", "local")
+    return getattr(section, "kind", None)
+
+
+_BY_KIND = Discriminator(_model_kind)
+Searcher = Annotated[
+    Annotated[LocalSearcher, Tag("local")] | Annotated[HttpSearcher, Tag("http")], _BY_KIND
+]
+Generator = Annotated[
+    Annotated[LocalGenerator, Tag("local")] | Annotated[HttpGenerator, Tag("http")], _BY_KIND
+]
+Judge = Annotated[Annotated[LocalJudge, Tag("local")] | Annotated[HttpJudge, Tag("http")], _BY_KIND]
 
 
 class RewardOptions(Options):
@@ -248,9 +279,9 @@ class Recipe(Options):
     data: DataOptions
     retriever: RetrieverOptions = Bm25Options()
     rerank: RerankOptions | None = None
-    searcher: SearcherOptions
-    generator: GeneratorOptions
-    judge: JudgeOptions | None = None
+    searcher: Searcher
+    generator: Generator
+    judge: Judge | None = None
     agent: AgentOptions = S3Options()
     reward: RewardOptions = RewardOptions()
     rollout: RolloutOptions = RolloutOptions()

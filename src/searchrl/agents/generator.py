@@ -14,7 +14,7 @@ from typing import Protocol
 from searchrl.agents.budget import fit_hits
 from searchrl.agents.episode import Episode
 from searchrl.agents.prompts import Style, reader_prompt, render_context
-from searchrl.models.protocol import LanguageModel, Sampling
+from searchrl.models.protocol import ChatModel, Message, Sampling
 from searchrl.retrieval.protocol import Hit
 
 
@@ -70,7 +70,7 @@ class Generator:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: ChatModel,
         name: str,
         style: Style = "full",
         max_answer_tokens: int = 256,
@@ -81,7 +81,7 @@ class Generator:
         self._style = style
         self._max_answer_tokens = max_answer_tokens
         self._max_context_tokens = max_context_tokens
-        self._pending: dict[tuple[int, ...], asyncio.Task[str]] = {}
+        self._pending: dict[tuple[Message, ...], asyncio.Task[str]] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -99,37 +99,31 @@ class Generator:
         prompt = self._prompt(question, self.fit(context))
         task = self._pending.get(prompt)
         if task is None:
-            task = self._pending[prompt] = asyncio.create_task(self._complete(prompt))
+            task = self._pending[prompt] = asyncio.create_task(self._ask(prompt))
             task.add_done_callback(lambda _: self._pending.pop(prompt))
         # Shielded: who stops waiting must not take the answer from the others.
         return await asyncio.shield(task)
 
-    def _prompt(self, question: str, context: tuple[Hit, ...]) -> tuple[int, ...]:
-        prompt = self._render(question, context)
+    def _prompt(self, question: str, context: tuple[Hit, ...]) -> tuple[Message, ...]:
+        prompt = reader_prompt(question, context, self._style)
         room = self._model.max_length - self._max_answer_tokens
-        if len(prompt) > room and context:
-            around = len(prompt) - self._count(render_context(context))
-            context = fit_hits(context, room - around, render_context, self._count)
-            prompt = self._render(question, context)
-        return prompt
+        length = self._model.count_chat(prompt)
+        if length > room and context:
+            around = length - self._model.count(render_context(context))
+            context = fit_hits(context, room - around, render_context, self._model.count)
+            prompt = reader_prompt(question, context, self._style)
+        return tuple(prompt)
 
-    def _render(self, question: str, context: tuple[Hit, ...]) -> tuple[int, ...]:
-        return tuple(self._model.render_chat(reader_prompt(question, context, self._style)))
-
-    async def _complete(self, prompt: tuple[int, ...]) -> str:
-        completion = await self._model.complete(prompt, Sampling(self._max_answer_tokens))
-        return strip_reasoning(completion.text)
+    async def _ask(self, prompt: tuple[Message, ...]) -> str:
+        return strip_reasoning(await self._model.chat(prompt, Sampling(self._max_answer_tokens)))
 
     def context_tokens(self, context: Sequence[Hit]) -> int:
         """Tokens the passages take in the prompt."""
-        return self._count(render_context(self.fit(context)))
+        return self._model.count(render_context(self.fit(context)))
 
     def fit(self, context: Sequence[Hit]) -> tuple[Hit, ...]:
         """The passages, cut to the context budget."""
-        return fit_hits(context, self._max_context_tokens, render_context, self._count)
-
-    def _count(self, text: str) -> int:
-        return len(self._model.encode(text))
+        return fit_hits(context, self._max_context_tokens, render_context, self._model.count)
 
 
 def strip_reasoning(text: str) -> str:

@@ -34,6 +34,7 @@ def command(
     from searchrl.cli.machine import use_machine
     from searchrl.cli.progress import progress
     from searchrl.cli.results import show_results
+    from searchrl.cli.usage import show_usage
     from searchrl.evaluation.comparison import check_evaluation, compare
     from searchrl.evaluation.table import to_json
     from searchrl.experiment import Experiment
@@ -56,6 +57,7 @@ def command(
         for name in loaded.evaluation.methods
     ]
     summaries = compare(experiment, agents, out, progress, trained)
+    show_usage(experiment)
     if as_json:
         typer.echo(json.dumps(to_json(summaries)))
     else:

@@ -15,6 +15,7 @@ import typer
 from searchrl import __version__
 from searchrl.cli import (
     ask,
+    data,
     demo,
     evaluate,
     evaluate_retrieval,
@@ -26,6 +27,7 @@ from searchrl.cli import (
     score,
     search,
     serve,
+    serve_model,
     sft,
     synthwiki,
     train,
@@ -44,6 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(index.app)
+app.add_typer(data.app)
 for name, command in (
     ("demo", demo.command),
     ("synthwiki", synthwiki.command),
@@ -51,6 +54,7 @@ for name, command in (
     ("evaluate-retrieval", evaluate_retrieval.command),
     ("serve", serve.command),
     ("mcp", mcp.command),
+    ("serve-model", serve_model.command),
     ("precompute", precompute.command),
     ("train", train.command),
     ("sample", sample.command),

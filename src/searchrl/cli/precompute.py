@@ -30,6 +30,7 @@ def command(
     Example: searchrl precompute tiny-grpo --out runs/first
     """
     from searchrl.cli.machine import use_machine
+    from searchrl.cli.usage import show_usage
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.rewards.rag_cache import write_original
@@ -37,6 +38,7 @@ def command(
     use_machine(threads)
     experiment = Experiment(load_recipe(recipe, overrides or ()), out)
     done = fill_cache(experiment)
+    show_usage(experiment)
     if original is not None:
         write_original(original, experiment.cache())
     facts = {"questions": done.questions, "computed": done.computed, "solved": done.solved}

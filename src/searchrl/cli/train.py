@@ -26,6 +26,7 @@ def command(
     """
     from searchrl.cli.machine import use_machine
     from searchrl.cli.progress import progress
+    from searchrl.cli.usage import show_usage
     from searchrl.errors import InputError
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
@@ -46,6 +47,7 @@ def command(
             resume,
             lambda step, metrics: advance(step, training_note(metrics)),
         )
+    show_usage(experiment)
     if as_json:
         typer.echo(json.dumps({"run": str(out), "searcher": str(final)}))
     else:

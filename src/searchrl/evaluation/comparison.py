@@ -105,9 +105,9 @@ def _settings(experiment: Experiment, searcher: str | None) -> dict[str, Any]:
     recipe = experiment.recipe
     return {
         "decoding": "greedy",
-        "searcher": searcher or recipe.searcher.model,
+        "searcher": searcher or recipe.searcher.name,
         "generator": experiment.generator.fingerprint,
-        "judge": None if recipe.judge is None else recipe.judge.model,
+        "judge": None if recipe.judge is None else recipe.judge.name,
         "recipe": recipe.model_dump(mode="json"),
     }
 

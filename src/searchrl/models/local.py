@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchrl.errors import InputError, SearchRLError
 from searchrl.models.chat import encode_text, render_chat
 from searchrl.models.generation import Decoder, Request
-from searchrl.models.protocol import Completion, Message, Sampling
+from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling
+from searchrl.models.tokenizers import load_tokenizer, model_path
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TINY = Path(__file__).parent / "tiny"
 _QUIET_ROUNDS = 3
 """Turns of the event loop without a new request after which a batch starts."""
 
@@ -33,7 +32,7 @@ class _Waiting:
     future: asyncio.Future[Completion]
 
 
-class LocalModel:
+class LocalModel(LanguageModel):
     """A causal language model of transformers behind the ``LanguageModel`` protocol.
 
     Args:
@@ -109,7 +108,6 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalM
         InputError: there is no such model, or it cannot be loaded.
     """
     import torch
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -117,9 +115,8 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalM
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise InputError(f"model {name!r}: no dtype {dtype!r}; use float32, bfloat16 or float16")
+    tokenizer = load_tokenizer(name)
     try:
-        # Named, because transformers otherwise asks on the terminal whether to run code.
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, missing = _load_weights(path, kind, device)
     except Exception as error:
         # The libraries below raise errors of many kinds for files that are not theirs.
@@ -127,8 +124,6 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalM
         raise InputError(f"model {name!r}: cannot be loaded: {reason[:300]}") from error
     if missing:
         raise InputError(f"model {name!r}: its weights lack {missing[0]!r}; copy all its files")
-    if not tokenizer.chat_template:
-        raise InputError(f"model {name!r}: its tokenizer has no chat template")
     return LocalModel(model, tokenizer)
 
 
@@ -141,20 +136,6 @@ def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTraine
     )
     model, report = loaded
     return model.to(device).eval(), sorted(report["missing_keys"])
-
-
-def model_path(name: str) -> str:
-    """Where a model name leads: a shipped model, a directory, or a hub name as it is."""
-    if name.startswith("tiny-"):
-        shipped = TINY / name.removeprefix("tiny-")
-        if not shipped.is_dir():
-            raise InputError(
-                f"model {name!r}: the shipped models are tiny-searcher, tiny-generator"
-            )
-        return str(shipped)
-    if name.startswith((".", "/")) and not Path(name).is_dir():
-        raise InputError(f"model {name!r}: no such directory")
-    return name
 
 
 def _context_length(model: PreTrainedModel) -> int:

@@ -1,11 +1,14 @@
-"""What an agent asks of a language model, wherever the model runs.
+"""What is asked of a language model, wherever it runs.
 
-Token ids go in and token ids come out: an agent never re-tokenises what a model produced, so the
-sequence a trainer scores is the sequence the model saw.
+Two protocols, the larger one holding the smaller. A generator or a judge needs a ``ChatModel``:
+messages in, text out, which any server offers. A searcher needs a ``LanguageModel``: token ids in,
+token ids out, so what a model produced is never tokenised again, and the sequence a trainer scores
+is the sequence the model saw.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -65,14 +68,40 @@ class Message:
     content: str
 
 
-class LanguageModel(Protocol):
-    """A chat model that completes token sequences."""
+class ChatModel(Protocol):
+    """A language model that replies to messages."""
 
     @property
+    @abstractmethod
     def max_length(self) -> int:
-        """Longest prompt plus completion, in tokens."""
+        """Longest prompt plus reply, in tokens."""
         ...
 
+    @abstractmethod
+    def count(self, text: str) -> int:
+        """Tokens of plain text; an estimate on the high side where the tokenizer is not at hand."""
+        ...
+
+    @abstractmethod
+    def count_chat(self, messages: Sequence[Message]) -> int:
+        """Tokens of a chat in the model's template, counted like ``count``."""
+        ...
+
+    @abstractmethod
+    async def chat(self, messages: Sequence[Message], sampling: Sampling) -> str:
+        """The reply to a chat; a stop string that ended it is no part of it.
+
+        Raises:
+            InfrastructureError: the model could not be reached or failed after its retries.
+            InputError: the messages leave no room for a single new token.
+        """
+        ...
+
+
+class LanguageModel(ChatModel, Protocol):
+    """A chat model that completes token sequences; a subclass chats by completing."""
+
+    @abstractmethod
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat in the model's own template, up to where the assistant speaks.
 
@@ -80,10 +109,12 @@ class LanguageModel(Protocol):
         """
         ...
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; control tokens in it become text pieces, never control."""
         ...
 
+    @abstractmethod
     async def complete(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
         """Continue a prompt.
 
@@ -92,3 +123,22 @@ class LanguageModel(Protocol):
             InputError: the prompt leaves no room for a single new token.
         """
         ...
+
+    def count(self, text: str) -> int:
+        """Tokens of plain text."""
+        return len(self.encode(text))
+
+    def count_chat(self, messages: Sequence[Message]) -> int:
+        """Tokens of a chat in the model's template."""
+        return len(self.render_chat(messages))
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling) -> str:
+        """The reply to a chat; a stop string that ended it is no part of it."""
+        completion = await self.complete(self.render_chat(messages), sampling)
+        return cut_at_stop(completion.text, sampling.stop)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string in it."""
+    places = [place for string in stop if (place := text.find(string)) >= 0]
+    return text[: min(places, default=len(text))]

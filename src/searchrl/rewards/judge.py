@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from searchrl.models.protocol import LanguageModel, Message, Sampling
+from searchrl.models.protocol import ChatModel, Message, Sampling
 
 _VERDICT = re.compile(r"\b(yes|no)\b")
 _MAX_TOKENS = 10
@@ -28,7 +28,7 @@ class Judge:
         undecided: responses so far that got neither verdict in two attempts, counted as wrong.
     """
 
-    def __init__(self, model: LanguageModel, name: str = "judge", seed: int = 0) -> None:
+    def __init__(self, model: ChatModel, name: str = "judge", seed: int = 0) -> None:
         self.name = name
         self.undecided = 0
         self._model = model
@@ -48,19 +48,19 @@ class Judge:
         prompt = self._prompt(prediction, answers)
         for attempt in range(_ATTEMPTS):
             sampling = Sampling(max_tokens=_MAX_TOKENS, temperature=0.0, seed=self._seed + attempt)
-            completion = await self._model.complete(prompt, sampling)
-            verdict = _VERDICT.search(completion.text.lower())
+            reply = await self._model.chat(prompt, sampling)
+            verdict = _VERDICT.search(reply.lower())
             if verdict is not None:
                 return verdict.group() == "yes"
         self.undecided += 1
         return False
 
-    def _prompt(self, prediction: str, answers: Sequence[str]) -> list[int]:
-        """Token ids of the question put to the judge; too long a response loses its end."""
-        prompt = self._model.render_chat([_message(prediction, answers)])
-        while len(prompt) + _MAX_TOKENS > self._model.max_length and prediction:
+    def _prompt(self, prediction: str, answers: Sequence[str]) -> list[Message]:
+        """The question put to the judge; too long a response loses its end."""
+        prompt = [_message(prediction, answers)]
+        while self._model.count_chat(prompt) + _MAX_TOKENS > self._model.max_length and prediction:
             prediction = prediction[: len(prediction) // 2]
-            prompt = self._model.render_chat([_message(prediction, answers)])
+            prompt = [_message(prediction, answers)]
         return prompt
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping, Sequence
 
+from searchrl.rewards.multiple_choice import mirage_accuracy
 from searchrl.rewards.text import contains_run, dpr_tokens, normalise, token_f1
 
 OfficialMetric = Callable[[str, Sequence[str]], float]
@@ -101,6 +102,7 @@ OFFICIAL: Mapping[str, OfficialMetric] = {
     "searchr1_em": searchr1_em,
     "searchr1_subem": searchr1_subem,
     "s3_answer_span": s3_answer_span,
+    "mirage_accuracy": mirage_accuracy,
 }
 """Every official metric by the name a user asks for it."""
 

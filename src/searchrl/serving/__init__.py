@@ -1,1 +1,1 @@
-"""The HTTP retriever, its client, and the search tool for other programs' agents."""
+"""What this package offers to other programs over HTTP and MCP, and the client of it."""

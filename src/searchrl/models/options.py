@@ -1,0 +1,66 @@
+"""What a recipe says about a language model: one in this process, or one behind a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from searchrl.options import Options
+
+
+class LocalModelOptions(Options):
+    """A model in this process."""
+
+    kind: Literal["local"] = "local"
+    model: str
+    """A path, a hub name, or the name of a shipped model."""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def name(self) -> str:
+        """Tells this model from others in records and cache keys."""
+        return self.model
+
+
+class HttpModelOptions(Options):
+    """A model behind an OpenAI-compatible server."""
+
+    kind: Literal["http"]
+    url: str
+    """The server's API as OpenAI's clients take it, as in ``http://127.0.0.1:8001/v1``."""
+    model: str
+    """The name the server knows the model by."""
+    key_env: str | None = None
+    """The environment variable that holds the API key."""
+    tokenizer: str | None = None
+    """The model's tokenizer (a path or a hub name), to count with; tokens are estimated without."""
+    max_length: PositiveInt = 8_192
+    """Longest prompt plus reply that is asked for, in tokens."""
+    extra_body: dict[str, JsonValue] | None = None
+    """More fields for each request, as in ``{top_k = 1}``."""
+    leave_out: tuple[str, ...] = ()
+    """Fields that the server does not take, as in ``["seed"]``."""
+    prompt_price: NonNegativeFloat = 0.0
+    """Price of a million prompt tokens, for the account of costs."""
+    completion_price: NonNegativeFloat = 0.0
+    """Price of a million completion tokens."""
+    concurrency: PositiveInt = 32
+    """Requests at a time."""
+    timeout: PositiveFloat = 120.0
+    """Seconds that one answer may take; all tries of a request together take twice that at most."""
+    outage: NonNegativeFloat = 600.0
+    """Seconds that the work waits for a server that has gone down."""
+    cache: Path | None = None
+    """Where replies and their costs are kept; ``replies.sqlite`` in the run when left out."""
+
+    @property
+    def name(self) -> str:
+        """Tells this model, and how it is asked, from others in records and cache keys."""
+        fields = {"tokenizer", "max_length", "extra_body", "leave_out"}
+        changed = self.model_dump(mode="json", include=fields, exclude_defaults=True)
+        how = f" {json.dumps(changed, sort_keys=True)}" if changed else ""
+        return f"{self.model} at {self.url}{how}"
