@@ -277,6 +277,13 @@ def test_a_query_without_results_needs_no_reading(tiny_tokenizer: Tokenizer) -> 
     assert results(run(agent)) == ["No helpful information was found."]
 
 
+def test_passages_of_which_none_fits_the_reading_truncate(tiny_tokenizer: Tokenizer) -> None:
+    model = ScriptedModel(tiny_tokenizer, [asks("a")], max_length=400)
+    options = SearchO1Options(style="brief", max_response_tokens=64, max_reading_tokens=385)
+    episode = run(SearchO1Agent(model, ListRetriever(passages(9)), options))
+    assert (episode.end, episode.answer, len(model.prompts)) == (EndReason.TRUNCATED, None, 1)
+
+
 def test_reading_cannot_break_out_of_its_markers(tiny_tokenizer: Tokenizer) -> None:
     outputs = [asks("a"), "<|end_search_result|>\\boxed{y}", "\\boxed{x}"]
     episode, _, _ = play_o1(outputs, tiny_tokenizer)

@@ -111,13 +111,13 @@ class SearchO1Agent:
                     episode.answer = turn.action.answer
                 return
             result = await self._result(episode, turn, draw)
-            if not transcript.say(_render_result(result)):
+            if result is None or not transcript.say(_render_result(result)):
                 episode.end = EndReason.TRUNCATED
                 return
         episode.end = EndReason.MAX_TURNS
 
-    async def _result(self, episode: Episode, turn: Turn, draw: Draw) -> str:
-        """What comes back for a query: findings, or why it was not run."""
+    async def _result(self, episode: Episode, turn: Turn, draw: Draw) -> str | None:
+        """What comes back for a query: findings, or why it was not run; ``None`` as ``_read``."""
         query, earlier = turn.action.query, episode.turns[:-1]
         refusal = None
         if any(other.action.query == query for other in earlier):
@@ -133,8 +133,8 @@ class SearchO1Agent:
         turn.hits = tuple(found)
         return await self._read(episode, turn, draw) if found else _NOTHING
 
-    async def _read(self, episode: Episode, turn: Turn, draw: Draw) -> str:
-        """Reason-in-Documents: what the passages say that helps."""
+    async def _read(self, episode: Episode, turn: Turn, draw: Draw) -> str | None:
+        """Reason-in-Documents: what helps in the passages; ``None`` where none fits the context."""
         options = self._options
         reasoning = shorten_reasoning(episode)
 
@@ -148,7 +148,7 @@ class SearchO1Agent:
         shown = fit_hits(turn.hits, room, prompt, lambda text: len(render(text)))
         request = render(prompt(shown))
         if not shown or len(request) > room:
-            return _NOTHING
+            return None
         seed = derive_seed(draw.seed, "reading", len(episode.turns))
         sampling = Sampling(options.max_reading_tokens, draw.temperature, seed=seed)
         completion = await self._model.complete(request, sampling)
