@@ -39,7 +39,7 @@ pipeline: .venv/searchrl-dev
 	touch $@
 
 .venv/searchrl-dev: .venv/searchrl pyproject.toml
-	$(PIP) --editable '.[torch,dev]'
+	$(PIP) --editable '.[torch,faiss,dev]'
 	touch $@
 
 clean:
