@@ -120,6 +120,7 @@ class TestDense:
     ) -> None:
         check_options(opened[0], DenseOptions(encoder="moved", device="cpu", batch_size=3))
         check_options(opened[0], DenseOptions(encoder="moved", max_length=64, normalise=True))
+        check_options(opened[0], DenseOptions(encoder="moved", passage_encoder="moved"))
         with pytest.raises(InputError, match=complaint):
             check_options(opened[0], DenseOptions(encoder="moved", **options))
         with pytest.raises(InputError, match="kind = dense"):
@@ -295,6 +296,11 @@ class TestCommands:
         good("index", "convert", *arguments, "--vectors", tmp_path / "vectors.npy")
         rows = good("search", "--index", out, "--k", "4", "--json", QUERIES[0]).json
         assert [row["id"] for row in rows] == ids(answers(open_index(opened[0]))[0])
+
+    def test_words_are_not_made_of_vectors(self, tmp_path: Path) -> None:
+        said = refused("index", "convert", "--kind", "bm25", "--corpus", tmp_path / "c.jsonl",
+            "--vectors", tmp_path / "v.npy", "--out", tmp_path / "out")  # fmt: skip
+        assert "a bm25 index has no vectors" in said
 
     def test_files_of_vectors_name_the_command_that_makes_an_index(self, tmp_path: Path) -> None:
         (tmp_path / "e5_Flat.index").write_bytes(b"IxFI")

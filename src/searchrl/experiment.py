@@ -35,7 +35,7 @@ from searchrl.retrieval.encoder import Runtime
 from searchrl.retrieval.index import build_index, check_options, open_index
 from searchrl.retrieval.options import IndexOptions, VectorOptions
 from searchrl.retrieval.protocol import Retriever
-from searchrl.retrieval.rerank import RerankedRetriever, load_cross_encoder
+from searchrl.retrieval.rerank import CrossEncoder, RerankedRetriever, load_cross_encoder
 from searchrl.rewards.context_recall import ContextRecall
 from searchrl.rewards.custom import CustomReward, load_function
 from searchrl.rewards.deep_retrieval import DeepRetrievalReward
@@ -255,9 +255,14 @@ class Experiment:
 
     def _reranked(self, retriever: Retriever) -> Retriever:
         options = self.recipe.rerank
-        if options is None:
+        if options is None or self._cross_encoder is None:
             return retriever
-        return RerankedRetriever(retriever, load_cross_encoder(options), options.depth)
+        return RerankedRetriever(retriever, self._cross_encoder, options.depth)
+
+    @cached_property
+    def _cross_encoder(self) -> CrossEncoder | None:
+        options = self.recipe.rerank
+        return None if options is None else load_cross_encoder(options)
 
 
 def _synthwiki(data: SynthWikiData, home: Path) -> tuple[Question, ...]:

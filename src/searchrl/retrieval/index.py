@@ -68,6 +68,8 @@ def build_index(
             loaded, or an ``out`` that is something else than an index or cannot be written.
     """
     options = options or Bm25Options()
+    if vectors is not None and not isinstance(options, VectorOptions):
+        raise InputError(f"{vectors}: a {options.kind} index has no vectors; build dense or hybrid")
     refuse_foreign(out)
     about: dict[str, Any] = {"form": FORM, "kind": options.kind}
     waiting = waiting_directory(out)
@@ -183,10 +185,11 @@ def check_options(path: Path, options: IndexOptions) -> None:
 
 def _as_options(about: dict[str, Any]) -> dict[str, Any]:
     """The facts of a manifest under the names of the options that they follow from."""
-    query, passage = about.get("query_encoder", {}), about.get("passage_encoder", {})
+    facts = dict(about)
+    query, passage = facts.pop("query_encoder", {}), facts.pop("passage_encoder", {})
     shared = {name: query[name] for name in ("pooling", "normalise", "max_length") if name in query}
     prefixes = {"query_prefix": query.get("prefix"), "passage_prefix": passage.get("prefix")}
-    return {**about, **shared, **prefixes}
+    return {**facts, **shared, **prefixes}
 
 
 def _write_words(
