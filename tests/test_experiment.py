@@ -12,6 +12,7 @@ import pytest
 from searchrl.data.synthwiki import write_synthwiki
 from searchrl.errors import InputError, IntegrityError
 from searchrl.experiment import Experiment
+from searchrl.methods import open_method
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.recipe import Recipe
 from searchrl.retrieval.index import build_index
@@ -201,14 +202,18 @@ def test_served_models_need_no_weights_and_name_where_they_are(tmp_path: Path) -
     assert "big at http://h.test/v1" in experiment.generator.fingerprint
     assert experiment.judge is not None
     assert experiment.judge.name.startswith("big at http://h.test/v1")
-    assert experiment.evaluated_searcher().max_length == 8192
-    assert experiment.method("s3", experiment.test).name == "s3"
+    assert experiment.prompted().max_length == 8192
+    assert experiment.reader.max_length == 8192
+    assert open_method("s3", experiment, experiment.test).name == "s3"
     assert experiment.usage() == []
 
 
 def test_a_served_searcher_is_not_trained_or_exchanged(tmp_path: Path) -> None:
     experiment = Experiment(small_recipe(MODEL, f"searcher={SERVED}"), tmp_path)
-    for attempt in (experiment.searcher, lambda: experiment.method("s3", experiment.test, "x")):
+    for attempt in (
+        experiment.searcher,
+        lambda: open_method("s3", experiment, experiment.test, "x"),
+    ):
         with pytest.raises(InputError, match='kind = "local"'):
             attempt()
     with pytest.raises(InputError, match='kind = "local"'):

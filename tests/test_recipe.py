@@ -210,7 +210,10 @@ def test_override_forms(override: str, found: Any, tmp_path: Path) -> None:
         ("data.test.size=9", "data.test.size does not go with"),
         ("data.train.hops={x=1}", "data.train.hops"),
         ("rollout.temperature=0", "rollout.temperature: .*greater than 0"),
-        ("retriever.kind=lucene", "retriever.kind: 'lucene' is none of 'bm25', 'http'"),
+        (
+            "retriever.kind=lucene",
+            "retriever.kind: 'lucene' is none of 'bm25', 'dense', 'hybrid', 'http'",
+        ),
         ("retriever={kind='http'}", "retriever.url is missing"),
         ("retriever={kind='http', url='localhost:8000'}", "retriever.url: .*pattern"),
         ("retriever={kind='http', url='http://h/r', k1=1}", "retriever.k1 does not go with"),
