@@ -33,7 +33,7 @@ class BreakerMachine(RuleBasedStateMachine):
             assert self.now - since >= PROBE_INTERVAL - 1e-6
             self.last_probe = self.now
         else:
-            assert 0 < wait <= PROBE_INTERVAL
+            assert 0 < wait <= PROBE_INTERVAL + 1e-9
             assert abs(since + PROBE_INTERVAL - self.now - wait) < 1e-6
 
     @rule(alive=st.sampled_from([True, False, False]))

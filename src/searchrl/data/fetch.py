@@ -188,7 +188,7 @@ class WebSource:
             httpx2.Client(
                 transport=self._transport, timeout=httpx2.Timeout(_SECONDS), follow_redirects=True
             ) as client,
-            client.stream("GET", entry.url) as response,
+            client.stream("GET", entry.url, timeout=client.timeout) as response,
             atomic_write(path) as handle,
         ):
             response.raise_for_status()

@@ -12,6 +12,8 @@ so nothing about an entity can be guessed from its name.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from searchrl.errors import InputError
 from searchrl.seeding import derive_seed
 
@@ -50,6 +52,7 @@ _ENDINGS = (
 )
 
 
+@lru_cache(maxsize=1 << 16)
 def name(seed: int, index: int) -> str:
     """The ``index``-th name of world ``seed``: two words, or three from index 10,000 on.
 

@@ -247,7 +247,9 @@ async def _exchange(
 ) -> tuple[int, Mapping[str, str], bytes]:
     content = bytearray()
     sent = json.dumps(body).encode()
-    async with client.stream("POST", url, content=sent, headers=_JSON) as response:
+    async with client.stream(
+        "POST", url, content=sent, headers=_JSON, timeout=client.timeout
+    ) as response:
         async for piece in response.aiter_bytes():
             content += piece
             if len(content) > _MAX_BYTES:
