@@ -132,7 +132,7 @@ def test_T_B13_T_B14_it_starts_at_once_answers_and_stops_cleanly(world: Path) ->
 
 def test_T_B14_what_is_under_way_is_finished(world: Path) -> None:
     """512 long queries, the stop in their midst, and the whole answer."""
-    words = " ".join(p.text for p in open_index(world / "index").passages[:20])[:2_000]
+    words = " ".join(p.text for p in list(open_index(world / "index").corpus)[:20])[:2_000]
     with serving(world / "index") as served:
         until_live(served)
 
@@ -157,15 +157,15 @@ def test_T_B14_what_is_under_way_is_finished(world: Path) -> None:
 
 
 def test_a_damaged_index_ends_the_server_with_the_reason(world: Path, tmp_path: Path) -> None:
-    corpus = open_index(world / "index").passages
+    corpus = open_index(world / "index").corpus
     build_index(corpus, tmp_path / "index")
-    flip_byte(tmp_path / "index" / "passages.jsonl")
+    flip_byte(tmp_path / "index" / "corpus" / "passages.bin")
     with serving(tmp_path / "index") as served:
         _, stderr = served.process.communicate(timeout=_PATIENCE)
         assert served.process.returncode == 2
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
-    assert "passages.jsonl: does not match its checksum" in stderr
+    assert "passages.bin: does not match its checksum" in stderr
 
 
 def test_T_B01_schemathesis_finds_nothing(world: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_T_B01_schemathesis_finds_nothing(world: Path, tmp_path: Path) -> None:
 
 def test_T_B06_workers_answer_alike_and_count_together(world: Path) -> None:
     own = open_index(world / "index")
-    queries = [passage.title for passage in own.passages[:40]]
+    queries = [passage.title for passage in list(own.corpus)[:40]]
 
     async def found(url: str) -> list[Any]:
         retrievers = [HttpRetriever(f"{url}/retrieve") for _ in range(4)]
@@ -240,7 +240,7 @@ def test_T_B08_overload_is_turned_away_and_passes(world: Path) -> None:
 
 
 def test_T_B09_hanging_up_is_noticed_on_a_real_connection(world: Path) -> None:
-    words = " ".join(p.text for p in open_index(world / "index").passages[:20])[:2_000]
+    words = " ".join(p.text for p in list(open_index(world / "index").corpus)[:20])[:2_000]
     with serving(world / "index") as served:
         until_live(served)
         body = {"queries": [f"{number} {words}" for number in range(500)], "topk": 100}
