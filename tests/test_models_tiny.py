@@ -63,6 +63,7 @@ def test_transformers_loads_them(name: str) -> None:
         assert tag not in tokenizer.all_special_tokens
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("size", [300, 4_000])
 def test_the_generator_answers_from_gold_passages(generator: Generator, size: int) -> None:
     world = World(4_900, size)
@@ -70,12 +71,14 @@ def test_the_generator_answers_from_gold_passages(generator: Generator, size: in
     assert accuracy(generator, asked) >= 0.85
 
 
+@pytest.mark.pipeline
 def test_the_generator_fails_without_evidence(generator: Generator) -> None:
     questions = list(WORLD.questions(60, stream=2, hops={2: 1.0}))
     assert accuracy(generator, [(q, []) for q in questions]) <= 0.05
     assert accuracy(generator, [(q, gold_hits(q)[:1]) for q in questions]) <= 0.05
 
 
+@pytest.mark.pipeline
 def test_the_searcher_knows_the_protocol_and_searches_badly() -> None:
     searcher: LocalModel = load_model("tiny-searcher")
     retriever = Bm25Retriever(list(WORLD.passages()))

@@ -78,6 +78,7 @@ def test_any_text_can_be_analysed(text: str) -> None:
     assert all(words(text))
 
 
+@pytest.mark.pipeline
 @pytest.mark.skipif(not DEV.is_dir(), reason="shared data absent")
 def test_the_top_ten_of_real_questions_are_anserinis() -> None:
     expected: dict[str, list[str]] = defaultdict(list)

@@ -198,6 +198,7 @@ class TestEvaluateRetriever:
         with pytest.raises(InputError, match="ids must be the same"):
             asyncio.run(evaluate_retriever(Fixed("a"), {"q": "?"}, {"other": {"a": 1}}))
 
+    @pytest.mark.pipeline
     @needs_shared
     def test_bm25_on_nfcorpus_stands_where_anserini_does(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(SHARED / "beir" / "nfcorpus.zip") as archive:
