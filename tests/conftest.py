@@ -14,6 +14,14 @@ from searchrl.models.local import LocalModel
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Undo what a command did that took all free cores: sums depend on the number of threads."""
+    yield
+    torch.set_num_threads(1)
+
+
 _PROTOCOL = (
     "<question>What is it?</question>\n<information>Doc 1 (Title: </information>\n\n"
     '<important_info>[1, 2]</important_info><query>{"query": "a"}</query>'
