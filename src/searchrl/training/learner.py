@@ -1,13 +1,14 @@
-"""One policy update from one step's groups of episodes: PPO with a critic, or GRPO.
+"""One policy update from one step's groups of episodes, whatever the algorithm.
 
 Order of a step: values and old and reference log-probabilities with the weights that sampled, then
-advantages, then one or more optimizer steps. Every loss is a sum over trainable tokens divided by
-the number of trainable tokens of its whole optimizer step, so neither micro-batches nor padding
+advantages (``credit``), then one or more optimizer steps. Every loss is a sum over trainable tokens
+with weights set for its whole optimizer step (``averaging``), so neither micro-batches nor padding
 change a result. The old log-probabilities come from the very passes the update repeats, so the
 ratio is exactly 1 until the first optimizer step.
 
-Episodes of a GRPO group with equal rewards teach nothing and are not passed through again. Where
-nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
+Episodes whose advantages are known to be zero are not passed through again. Where nothing in an
+optimizer step teaches, the step is not taken: weights, moments and weight decay rest. Nor is it
+taken where a gradient is not finite, which is counted.
 
 Differs from the original s3 and Search-R1: they average per micro-batch, and let observation tokens
 into GAE, whitening and the critic's loss.
@@ -16,16 +17,18 @@ into GAE, whitening and the critic's loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from searchrl.agents.episode import Episode
-from searchrl.errors import SearchRLError
-from searchrl.training.advantages import generalized_advantages, group_advantages, whiten
+from searchrl.agents.episode import EndReason, Episode
+from searchrl.training.averaging import token_weights
 from searchrl.training.batch import TokenBatch, micro_batches
+from searchrl.training.credit import Evidence, assign_credit, known_to_be_idle
+from searchrl.training.importance import truncated_weights
+from searchrl.training.kl_control import next_coefficient
 from searchrl.training.losses import (
     clipped_fraction,
     kl_estimates,
@@ -59,9 +62,16 @@ class _Sample:
     """One episode on its way through an update; vectors hold its trainable tokens only."""
 
     episode: Episode
-    advantage: float
+    reward: float
+    counted: bool
+    """Whether it takes part in the loss."""
+    teaches: bool
+    """Whether its gradient can differ from zero; known before anything is computed."""
+    weight: float = 0.0
+    """Of each of its tokens in the loss of the policy."""
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     old_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    importance: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     old_values: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
@@ -94,19 +104,17 @@ class Learner:
         self._options = options
         self._temperature = temperature
         self._reference = reference
+        self.kl_coefficient = options.kl_coefficient
         self.optimizer = self._adamw(searcher)
         self.critic_optimizer = self._adamw(self.critic) if self.critic is not None else None
 
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
-        """Learn from one step's groups; ``step`` counts from 0 and sets the warm-up.
-
-        Raises:
-            SearchRLError: a gradient is not finite; the optimizer step it belongs to is not taken.
-        """
-        samples = self._samples(groups)
+        """Learn from one step's groups; ``step`` counts from 0 and sets the warm-up."""
+        grouped = self._samples(groups)
+        samples = [sample for group in grouped for sample in group]
         plan = self._plan(samples)
         metrics = self._look_back(samples, plan)
-        self._set_advantages(samples)
+        self._set_advantages(grouped)
         self._set_rates(step)
         totals: Metrics = {}
         for _ in range(self._options.epochs):
@@ -114,21 +122,40 @@ class Learner:
                 for name, value in self._optimizer_step(mini_batch).items():
                     totals[name] = totals.get(name, 0.0) + value
         steps = self._options.epochs * len(plan)
-        return metrics | {name: value / steps for name, value in totals.items()}
+        skipped = totals.pop("skipped_updates")
+        metrics |= {name: value / steps for name, value in totals.items()}
+        return metrics | {"skipped_updates": skipped} | self._control(metrics, len(samples))
 
-    def _samples(self, groups: Sequence[Group]) -> list[_Sample]:
-        samples: list[_Sample] = []
-        for group in groups:
-            if self._options.algorithm == "grpo":
-                scaled = self._options.scale_by_deviation
-                values = group_advantages(group.rewards, scaled)
-            else:
-                values = group.rewards
-            samples += [
-                _Sample(episode, value)
-                for episode, value in zip(group.episodes, values, strict=True)
+    def _control(self, metrics: Metrics, episodes: int) -> Metrics:
+        """Note the KL term's weight, and adapt it where it has a target."""
+        if self._reference is None:
+            return {}
+        used, options = self.kl_coefficient, self._options
+        if options.kl_target is not None:
+            self.kl_coefficient = next_coefficient(
+                used, metrics["reference_kl"], options.kl_target, episodes, options.kl_horizon
+            )
+        return {"kl_coefficient": used}
+
+    def _samples(self, groups: Sequence[Group]) -> list[list[_Sample]]:
+        idle = known_to_be_idle([group.rewards for group in groups], self._options)
+        return [
+            [
+                self._sample(episode, reward, silent)
+                for episode, reward, silent in zip(
+                    group.episodes, group.rewards, silences, strict=True
+                )
             ]
-        return samples
+            for group, silences in zip(groups, idle, strict=True)
+        ]
+
+    def _sample(self, episode: Episode, reward: float, silent: bool) -> _Sample:
+        options = self._options
+        counted = not (options.mask_truncated and episode.end is EndReason.TRUNCATED)
+        regularised = options.entropy_coefficient > 0 or (
+            self._reference is not None and options.kl_placement == "loss"
+        )
+        return _Sample(episode, reward, counted, counted and (regularised or not silent))
 
     def _plan(self, samples: Sequence[_Sample]) -> list[list[list[_Sample]]]:
         """Mini-batches of micro-batches, fixed for the whole step."""
@@ -137,8 +164,8 @@ class Learner:
         for start in range(0, len(samples), size):
             mini_batch = samples[start : start + size]
             # Apart, so that a pass of the update holds exactly what its pass of looking back held.
-            teaching = [sample for sample in mini_batch if self._teaches(sample)]
-            idle = [sample for sample in mini_batch if not self._teaches(sample)]
+            teaching = [sample for sample in mini_batch if sample.teaches]
+            idle = [sample for sample in mini_batch if not sample.teaches]
             plan.append([*self._micro_batches(teaching), *self._micro_batches(idle)])
         return plan
 
@@ -152,7 +179,7 @@ class Learner:
         self, samples: Sequence[_Sample], plan: Sequence[Sequence[Sequence[_Sample]]]
     ) -> Metrics:
         """Old and reference log-probabilities and old values, with the weights that sampled."""
-        mismatch, entropy, reference_kl, tokens = 0.0, 0.0, 0.0, 0
+        mismatch, entropy, reference_kl, tokens, capped = 0.0, 0.0, 0.0, 0, 0
         for micro_batch in (batch for mini_batch in plan for batch in mini_batch):
             batch = self._batch(micro_batch)
             lengths = list(batch.lengths_B)
@@ -162,6 +189,11 @@ class Learner:
             tokens += old_A.numel()
             for sample, part in zip(micro_batch, old_A.split(lengths), strict=True):
                 sample.old_logprobs = part
+            if (cap := self._options.importance_cap) is not None:
+                weights_A = truncated_weights(old_A, batch.sampled_logprobs_A, cap)
+                capped += int((weights_A >= cap).sum())
+                for sample, part in zip(micro_batch, weights_A.split(lengths), strict=True):
+                    sample.importance = part
             if self._reference is not None:
                 reference_A, _ = self._logprobs(self._reference, batch)
                 reference_kl += float(kl_estimates(old_A, reference_A, "k3").sum())
@@ -179,51 +211,52 @@ class Learner:
         }
         if self._reference is not None:
             metrics["reference_kl"] = reference_kl / tokens
+        if self._options.importance_cap is not None:
+            metrics["importance_capped"] = capped / tokens
         return metrics
 
-    def _set_advantages(self, samples: Sequence[_Sample]) -> None:
-        if self.critic is None:
-            for sample in samples:
-                sample.advantages = torch.full_like(sample.old_logprobs, sample.advantage)
-            return
-        for sample in samples:
-            rewards_T = torch.zeros_like(sample.old_logprobs)
-            if self._reference is not None and self._options.kl_placement == "reward":
-                rewards_T -= self._options.kl_coefficient * kl_estimates(
-                    sample.old_logprobs, sample.reference_logprobs, self._options.kl_estimator
-                )
-            rewards_T[-1] += sample.advantage
-            sample.advantages, sample.returns = generalized_advantages(
-                rewards_T, sample.old_values, self._options.gamma, self._options.lam
-            )
-        if self._options.whiten_advantages:
-            whitened = whiten(torch.cat([sample.advantages for sample in samples]))
-            parts = whitened.split([sample.advantages.numel() for sample in samples])
-            for sample, part in zip(samples, parts, strict=True):
-                sample.advantages = part
+    def _set_advantages(self, grouped: Sequence[Sequence[_Sample]]) -> None:
+        evidence = [[self._evidence(sample) for sample in group] for group in grouped]
+        credited = assign_credit(evidence, self._options, self.kl_coefficient)
+        for group, credits in zip(grouped, credited, strict=True):
+            for sample, credit in zip(group, credits, strict=True):
+                sample.advantages, sample.returns = credit.advantages_T, credit.returns_T
+
+    def _evidence(self, sample: _Sample) -> Evidence:
+        return Evidence(
+            sample.reward,
+            sample.counted,
+            sample.old_logprobs,
+            sample.reference_logprobs if self._reference is not None else None,
+            sample.old_values if self.critic is not None else None,
+        )
 
     def _optimizer_step(self, mini_batch: Sequence[Sequence[_Sample]]) -> Metrics:
-        tokens = _count(sample for batch in mini_batch for sample in batch)
-        taught = _count(
-            sample for batch in mini_batch if self._teaches(batch[0]) for sample in batch
-        )
+        samples = [sample for batch in mini_batch for sample in batch]
+        lengths = [sample.old_logprobs.numel() if sample.counted else 0 for sample in samples]
+        options = self._options
+        weights = token_weights(lengths, options.loss_average, options.loss_constant)
+        for sample, weight in zip(samples, weights, strict=True):
+            sample.weight = weight
+        taught = sum(sample.old_logprobs.numel() for sample in samples if sample.teaches)
         totals: Metrics = {"policy_loss": 0.0, "clip_fraction": 0.0, "old_kl": 0.0}
+        if self.critic is not None:
+            totals["value_loss"] = 0.0
         for micro_batch in mini_batch:
-            for name, value in self._backward(micro_batch, tokens, taught).items():
-                totals[name] = totals.get(name, 0.0) + value
+            if micro_batch[0].teaches:
+                for name, value in self._backward(micro_batch, sum(lengths), taught).items():
+                    totals[name] = totals.get(name, 0.0) + value
         return totals | self._apply()
 
     def _backward(self, micro_batch: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
         """Add this micro-batch's gradients; returns its share of the step's metrics.
 
         Args:
-            micro_batch: episodes that all teach, or none of them.
-            tokens: trainable tokens of the optimizer step.
+            micro_batch: episodes that all teach.
+            tokens: trainable tokens of the optimizer step that take part in the loss.
             taught: those of them that belong to episodes that teach.
         """
-        metrics: Metrics = {}
-        if self._teaches(micro_batch[0]):
-            metrics |= self._backward_policy(micro_batch, tokens, taught)
+        metrics = self._backward_policy(micro_batch, taught)
         if self.critic is not None:
             batch = self._batch(micro_batch)
             losses_A = value_losses(
@@ -237,38 +270,32 @@ class Learner:
             metrics["value_loss"] = float(loss.detach())
         return metrics
 
-    def _backward_policy(self, samples: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
+    def _backward_policy(self, samples: Sequence[_Sample], taught: int) -> Metrics:
         options = self._options
         logprobs_A, entropy_A = self._logprobs(self.searcher, self._batch(samples))
         old_A = torch.cat([sample.old_logprobs for sample in samples])
         advantages_A = torch.cat([sample.advantages for sample in samples])
+        weights_A = torch.cat([torch.full_like(s.old_logprobs, s.weight) for s in samples])
         losses_A = policy_losses(
             logprobs_A, old_A, advantages_A, options.clip_low, options.clip_high
         )
-        total = losses_A.sum()
+        if options.importance_cap is not None:
+            losses_A = losses_A * torch.cat([sample.importance for sample in samples])
+        total_A = losses_A
         if options.entropy_coefficient > 0:
-            total = total - options.entropy_coefficient * entropy_A.sum()
+            total_A = total_A - options.entropy_coefficient * entropy_A
         if self._reference is not None and options.kl_placement == "loss":
             reference_A = torch.cat([sample.reference_logprobs for sample in samples])
             kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
-            total = total + options.kl_coefficient * kl_A.sum()
-        loss = total / tokens
-        loss.backward()
+            total_A = total_A + self.kl_coefficient * kl_A
+        (total_A * weights_A).sum().backward()
         with torch.no_grad():
             clipped = clipped_fraction(logprobs_A, old_A, options.clip_low, options.clip_high)
             return {
-                "policy_loss": float(losses_A.sum()) / tokens,
+                "policy_loss": float((losses_A * weights_A).sum()),
                 "clip_fraction": float(clipped) / taught,
                 "old_kl": float(kl_estimates(old_A, logprobs_A, "k3").sum()) / taught,
             }
-
-    def _teaches(self, sample: _Sample) -> bool:
-        """Whether an episode's gradient can differ from zero; known before anything is computed."""
-        options = self._options
-        regularised = options.entropy_coefficient > 0 or (
-            self._reference is not None and options.kl_placement == "loss"
-        )
-        return self.critic is not None or regularised or sample.advantage != 0
 
     def _apply(self) -> Metrics:
         """Take both optimizers' step, or neither; returns the norms of the gradients."""
@@ -282,11 +309,7 @@ class Learner:
             if finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if not finite:
-            raise SearchRLError(
-                "a gradient is not finite; lower the learning rate or look at the last episodes"
-            )
-        return norms
+        return norms | {"skipped_updates": float(not finite)}
 
     def _clip(self, module: torch.nn.Module) -> float:
         limit = self._options.max_grad_norm
@@ -324,11 +347,6 @@ class Learner:
 
     def _batch(self, samples: Sequence[_Sample]) -> TokenBatch:
         return TokenBatch.of([sample.episode for sample in samples], self.searcher.device)
-
-
-def _count(samples: Iterable[_Sample]) -> int:
-    """Trainable tokens of some episodes."""
-    return sum(sample.old_logprobs.numel() for sample in samples)
 
 
 def _warmup(step: int, steps: int) -> float:

@@ -27,6 +27,7 @@ from searchrl.training.checkpoint import (
     save_checkpoint,
     save_final,
 )
+from searchrl.training.dynamic_sampling import collect_teaching
 from searchrl.training.learner import Learner, Metrics
 from searchrl.training.precompute import precompute
 from searchrl.training.rollout import Rollout, collect, questions_of_step
@@ -95,10 +96,17 @@ class _Trainer:
                 questions, step, recipe.rollout.questions_per_step, recipe.seed
             )
             started = time.perf_counter()
-            rollout = await collect(
-                agent, reward, asked, recipe.rollout, recipe.seed, step, self._smallest_group()
+
+            async def roll(some: Sequence[Question], step: int = step) -> Rollout:
+                return await collect(
+                    agent, reward, some, recipe.rollout, recipe.seed, step, self._smallest_group()
+                )
+
+            rollout, sampling = await collect_teaching(
+                roll, questions, asked, recipe.rollout.refill_rounds, recipe.seed, step
             )
-            metrics = self._learn(rollout, step, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            metrics = self._learn(rollout, step, seconds) | sampling
             log.append(step + 1, metrics)
             self._run.write_episodes(step + 1, rollout.episodes[: recipe.run.keep_episodes])
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
@@ -144,7 +152,7 @@ class _Trainer:
         return left
 
     def _smallest_group(self) -> int:
-        return 2 if self._recipe.learning.algorithm == "grpo" else 1
+        return 2 if self._recipe.learning.compares_groups else 1
 
     def _learn(self, rollout: Rollout, step: int, rollout_seconds: float) -> Metrics:
         if not rollout.groups:
@@ -170,7 +178,6 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "episodes/invalid_turns": _mean([t.action.kind is ActionKind.INVALID for t in turns]),
         "episodes/response_tokens": _mean([sum(e.trainable_mask) for e in episodes]),
         "episodes/context_passages": _mean([len(episode.context) for episode in episodes]),
-        "groups/all_equal": _mean([len(set(group.rewards)) == 1 for group in rollout.groups]),
         "reward/mean": _mean([reward for group in rollout.groups for reward in group.rewards]),
     }
     for part in sorted({name for e in episodes if e.reward for name in e.reward.parts}):
