@@ -214,6 +214,15 @@ def test_resuming_with_another_recipe_names_what_differs(
     assert status(out) == "success"
 
 
+def test_a_resumed_run_may_change_its_length_and_its_guards(model: Path, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    with directory.open(small_recipe(model), resume=False):
+        pass
+    with directory.open(small_recipe(model, "run.steps=9", "guards.patience=7"), resume=True):
+        pass
+    assert load_recipe(str(directory.config)).guards.patience == 7
+
+
 def test_resuming_with_other_questions_is_refused(model: Path, tmp_path: Path) -> None:
     world = tmp_path / "world"
     made = small_recipe(model)

@@ -48,6 +48,7 @@ from searchrl.retrieval.options import (
     RerankOptions,
 )
 from searchrl.training.options import (
+    GuardOptions,
     LearningOptions,
     RolloutOptions,
     RunOptions,
@@ -287,6 +288,7 @@ class Recipe(Options):
     rollout: RolloutOptions = RolloutOptions()
     learning: LearningOptions = LearningOptions()
     run: RunOptions = RunOptions()
+    guards: GuardOptions = GuardOptions()
     supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     ircot: IrcotOptions = IrcotOptions()

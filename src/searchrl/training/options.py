@@ -166,3 +166,33 @@ class RunOptions(Options):
     """Older step checkpoints are removed."""
     keep_episodes: NonNegativeInt = 32
     """Episodes of a step that are written for reading."""
+
+
+class GuardOptions(Options):
+    """When a run is warned of, and when it is stopped; a resumed run may change these."""
+
+    nonfinite_updates: PositiveInt = 3
+    """Stop after this many skipped updates in a row; an update with a gradient that is not finite
+    is skipped."""
+    mismatch_warning: PositiveFloat = 0.01
+    """Warn when rollouts and trainer differ by more, in nats a token."""
+    mismatch_stop: PositiveFloat = 0.1
+    """Stop when they do so by more for ``patience`` steps on end."""
+    entropy_left: float = Field(0.1, ge=0, le=1)
+    """Warn when the entropy is below this share of what the run began with."""
+    reward_lost: float = Field(0.5, gt=0)
+    """Warn when the mean reward has lost more than this share of what it had gained."""
+    reward_scale: PositiveFloat = 0.2
+    """A gain that is smaller than this counts as this much."""
+    reward_window: PositiveInt = 5
+    """Steps over which rewards are averaged for that."""
+    all_equal_groups: float = Field(0.9, ge=0, le=1)
+    """Warn when a larger share of the groups has equal rewards, for ``patience`` steps on end."""
+    truncated_episodes: float = Field(0.5, ge=0, le=1)
+    """Warn when a larger share of the episodes meets the context budget, likewise."""
+    invalid_turns: float = Field(0.5, ge=0, le=1)
+    """Warn when a larger share of the outputs asks for nothing that can be read, likewise."""
+    failed_episodes: float = Field(0.05, ge=0, le=1)
+    """Warn when a larger share of the episodes meets a failed service, likewise."""
+    patience: PositiveInt = 3
+    """Steps that a state has to last where one step says little."""

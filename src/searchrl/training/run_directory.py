@@ -46,7 +46,7 @@ class RunDirectory:
 
         Raises:
             InputError: the directory holds another run, or this one without ``resume``, or a
-                resumed run whose recipe differs in more than its length, or another process has it.
+                resumed run whose recipe differs in what it learns, or another process has it.
         """
         with self._lock():
             self._check(recipe, resume)
@@ -113,12 +113,12 @@ class RunDirectory:
         changed = [
             f"{key} ({before.get(key)} there, {after.get(key)} now)"
             for key in sorted(before.keys() | after.keys())
-            if key != "run.steps" and before.get(key) != after.get(key)
+            if not _may_change(key) and before.get(key) != after.get(key)
         ]
         if changed:
             raise InputError(
                 f"{self.config}: differs from the recipe in {', '.join(changed)}; "
-                "a resumed run may change run.steps only"
+                "a resumed run may change run.steps and guards only"
             )
 
     @contextmanager
@@ -136,6 +136,11 @@ class RunDirectory:
             except BlockingIOError as error:
                 raise InputError(f"{self.path}: another process is writing this run") from error
             yield
+
+
+def _may_change(key: str) -> bool:
+    """Whether a resumed run is the same run with another value here."""
+    return key == "run.steps" or key.startswith("guards.")
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

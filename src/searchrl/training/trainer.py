@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING
 from searchrl.agents.episode import ActionKind, EndReason
 from searchrl.agents.trained import open_agent
 from searchrl.data.questions import Question
-from searchrl.errors import InputError
+from searchrl.errors import InputError, UnstableError
 from searchrl.experiment import Experiment
-from searchrl.reporting.metrics_log import MetricsLog
+from searchrl.reporting.metrics_log import MetricsLog, read_metrics
 from searchrl.rewards.custom import load_function
 from searchrl.rewards.gain import scoring_fingerprint, unsolved
 from searchrl.training.checkpoint import (
@@ -28,6 +29,7 @@ from searchrl.training.checkpoint import (
     save_final,
 )
 from searchrl.training.dynamic_sampling import collect_teaching
+from searchrl.training.guards import Level, Row, Verdict, guard_metrics, judge
 from searchrl.training.learner import Learner, Metrics
 from searchrl.training.precompute import precompute
 from searchrl.training.rollout import Rollout, collect, questions_of_step
@@ -35,6 +37,10 @@ from searchrl.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from searchrl.models.local import LocalModel
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, Metrics], None]
 
@@ -59,6 +65,7 @@ def train(
     Raises:
         InputError: the run directory or the recipe cannot be used.
         InfrastructureError: a service stayed down; the last checkpoint stands.
+        UnstableError: a guard stopped the run; the last checkpoint stands.
     """
     # Models and the user's function are loaded before the directory becomes a run: what cannot be
     # loaded leaves no trace.
@@ -91,7 +98,9 @@ class _Trainer:
         agent = open_agent(recipe.agent, self._searcher, self._experiment.train.retriever)
         reward = self._experiment.reward()
         log = MetricsLog(self._run.metrics)
-        for step in range(self._start(log), recipe.run.steps):
+        start = self._start(log)
+        history: list[Row] = [*read_metrics(log.path)] if start else []
+        for step in range(start, recipe.run.steps):
             asked = questions_of_step(
                 questions, step, recipe.rollout.questions_per_step, recipe.seed
             )
@@ -107,8 +116,12 @@ class _Trainer:
             )
             seconds = time.perf_counter() - started
             metrics = self._learn(rollout, step, seconds) | sampling
+            verdicts = judge([*history, metrics], recipe.guards)
+            metrics |= guard_metrics(verdicts)
+            history.append(metrics)
             log.append(step + 1, metrics)
             self._run.write_episodes(step + 1, rollout.episodes[: recipe.run.keep_episodes])
+            _heed(verdicts, history, step + 1)
             if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
                 save_checkpoint(
                     self._run.checkpoints,
@@ -167,13 +180,25 @@ class _Trainer:
         return metrics
 
 
+def _heed(verdicts: Sequence[Verdict], history: Sequence[Row], step: int) -> None:
+    """Log what is newly wrong; end the run where a guard says so."""
+    before = history[-2] if len(history) > 1 else {}
+    for verdict in verdicts:
+        if verdict.level is Level.STOP:
+            raise UnstableError(f"step {step}: {verdict.message}")
+        if verdict.level is Level.WARNING and not before.get(f"guards/{verdict.guard}"):
+            logger.warning("step %d: %s", step, verdict.message)
+
+
 def rollout_metrics(rollout: Rollout) -> Metrics:
     """What a step's episodes looked like, means over those that did not fail."""
     episodes = [episode for episode in rollout.episodes if episode.error is None]
     turns = [turn for episode in episodes for turn in episode.turns]
     metrics: Metrics = {
         "episodes/failed": float(len(rollout.episodes) - len(episodes)),
+        "episodes/failed_share": 1 - len(episodes) / max(1, len(rollout.episodes)),
         "episodes/finished": _mean([episode.end is EndReason.FINISHED for episode in episodes]),
+        "episodes/truncated": _mean([episode.end is EndReason.TRUNCATED for episode in episodes]),
         "episodes/searches": _mean([episode.searches for episode in episodes]),
         "episodes/invalid_turns": _mean([t.action.kind is ActionKind.INVALID for t in turns]),
         "episodes/response_tokens": _mean([sum(e.trainable_mask) for e in episodes]),
