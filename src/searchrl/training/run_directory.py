@@ -125,7 +125,7 @@ class RunDirectory:
     def _lock(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("w")
+            handle = (self.path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --out"
@@ -134,7 +134,19 @@ class RunDirectory:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"{self.path}: another process is writing this run") from error
+                handle.seek(0)
+                holder = handle.read().strip() or "another process"
+                raise InputError(f"{self.path}: {holder} is writing this run") from error
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: its file system has no locks ({error.strerror}); "
+                    "choose an --out on another"
+                ) from error
+            # The system frees the lock of a process that has ended, however it did. What it wrote
+            # here stays, and is replaced by whoever holds the lock next.
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}\n")
+            handle.flush()
             yield
 
 
