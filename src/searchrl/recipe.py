@@ -53,6 +53,7 @@ from searchrl.training.options import (
     RolloutOptions,
     RunOptions,
     SupervisedOptions,
+    TrackingOptions,
 )
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -289,6 +290,7 @@ class Recipe(Options):
     learning: LearningOptions = LearningOptions()
     run: RunOptions = RunOptions()
     guards: GuardOptions = GuardOptions()
+    tracking: TrackingOptions = TrackingOptions()
     supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     ircot: IrcotOptions = IrcotOptions()
