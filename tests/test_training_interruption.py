@@ -18,6 +18,7 @@ from searchrl.training.learner import Learner
 from searchrl.training.model_card import model_card
 from searchrl.training.run_directory import RunDirectory
 from searchrl.training.trainer import train
+from tests.command_line import good, searchrl, write_recipe
 from tests.training_fixtures import Parity, ParityExperiment, save_model, small_recipe
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -186,6 +187,37 @@ def test_two_signals_in_a_save_leave_the_one_before(
         train(ParityExperiment(recipe, tmp_path), RunDirectory(tmp_path))
     assert steps_saved(tmp_path) == ["step_000001"]
     assert [p.name for p in (tmp_path / "checkpoints").glob(".*")] == []
+
+
+@pytest.mark.pipeline
+def test_a_terminated_command_ends_with_130_and_goes_on_when_asked(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = write_recipe(tmp_path / "recipe.toml", model), tmp_path / "run"
+    arguments = ("train", recipe, "--out", out, "--threads", "1", "--set", "run.steps=3")
+    asked = (*arguments, "--set", "run.save_every=3")
+    with monkeypatch.context() as patch:
+        during(Learner, "update", patch, lambda n: send(signal.SIGTERM) if n == 2 else None)
+        outcome = searchrl(*asked)
+    assert outcome.code == 130
+    assert outcome.stderr.splitlines()[-1] == "cancelled"
+    assert steps_saved(out) == ["step_000002"]
+    assert good(*asked, "--resume").code == 0
+    assert (out / "STATUS").read_text() == "success\n"
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce_plus_plus_baseline"])
+def test_other_algorithms_train_through_the_same_loop(
+    algorithm: str, model: Path, tmp_path: Path
+) -> None:
+    seen: list[dict[str, float]] = []
+    note = lambda _, metrics: seen.append(metrics)  # noqa: E731
+    recipe = small_recipe(model, f"learning.algorithm={algorithm}", "run.steps=2")
+    train(ParityExperiment(recipe, tmp_path), RunDirectory(tmp_path), on_step=note)
+    assert [metrics["old_kl"] for metrics in seen] == [0, 0]
+    assert any(metrics["grad_norm"] > 0 for metrics in seen)
+    assert (tmp_path / "STATUS").read_text() == "success\n"
 
 
 def test_a_card_names_a_hub_model_and_no_path_of_this_machine(model: Path) -> None:
