@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from searchrl.models.token_tree import Node, TokenTree
+from searchrl.models.token_tree import Indices, Node, TokenTree
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -136,7 +137,7 @@ class TreeAttention:
 
     def __init__(self, tree: TokenTree, device: torch.device) -> None:
         self._nodes = tree.nodes
-        self._mask = None if device.type == "cpu" else block_mask(tree, device)
+        self._mask = None if device.type == "cpu" else tree_mask(tree, device)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -190,6 +191,28 @@ def attend_nodes(
     return partial
 
 
+def attend_masked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of each row over keys of its own.
+
+    Args:
+        q: ``[R, K, H / K, D]``; the queries of one head of keys.
+        k: ``[R, K, T, D]``.
+        v: ``[R, K, T, D]``.
+        bias: ``[R, 1, 1, T]``, 0 or negative infinity, 0 for one key of each row at least.
+        scale: of the scores.
+
+    Returns:
+        ``[R, K, H / K, D]``, and on a CPU the log-sum-exp of the scores, ``[R, K, H / K]``.
+    """
+    if q.device.type != "cpu":
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(q, k, v, attn_mask=bias, scale=scale), q.new_empty(q.shape[:3])
+    out, lse = _flash(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
+    return out, lse
+
+
 def attend_all(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,16 +263,21 @@ class _TreeFunction(torch.autograd.Function):
         return d_q, d_k, d_v, None, None
 
 
-def block_mask(tree: TokenTree, device: torch.device) -> BlockMask:
-    """Which tokens of a tree see which, for FlexAttention."""
+def range_mask(starts: Indices, ends: Indices, queries: int, device: torch.device) -> BlockMask:
+    """For FlexAttention: query ``i`` sees key ``j`` where ``starts[j] <= i < ends[j]``."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    ends = torch.from_numpy(tree.subtree_ends).to(device)
+    first, last = torch.from_numpy(starts).to(device), torch.from_numpy(ends).to(device)
 
     def sees(batch: Any, head: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return (j <= i) & (i < ends[j])
+        return (first[j] <= i) & (i < last[j])
 
-    return create_block_mask(sees, None, None, len(tree), len(tree), device=device.type)
+    return create_block_mask(sees, None, None, queries, len(starts), device=device.type)
+
+
+def tree_mask(tree: TokenTree, device: torch.device) -> BlockMask:
+    """Which tokens of a tree see which."""
+    return range_mask(np.arange(len(tree)), tree.subtree_ends, len(tree), device)
 
 
 def flex_attend(

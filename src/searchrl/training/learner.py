@@ -121,7 +121,8 @@ class Learner:
         """Learn from one step's groups; ``step`` counts from 0 and sets the warm-up.
 
         Returns:
-            Metrics; those of the policy's tokens are over the episodes that teach.
+            Metrics. Those of tokens are means over the episodes that teach, and are left out
+            where none does.
 
         Raises:
             SearchRLError: a gradient is not finite; the optimizer step it belongs to is not taken.
@@ -132,7 +133,7 @@ class Learner:
         metrics: Metrics = {"trainable_tokens": float(sum(tokens))}
         everything = [micro_batch for micro_batches in plan for micro_batch in micro_batches]
         self._set_rates(step)
-        metrics |= self._set_reference(everything)
+        self._set_reference(everything)
         if self._single:
             metrics |= self._learn_values(everything, tokens[0])
         else:
@@ -181,19 +182,14 @@ class Learner:
         return made
 
     @torch.no_grad()
-    def _set_reference(self, micro_batches: Sequence[_MicroBatch]) -> Metrics:
+    def _set_reference(self, micro_batches: Sequence[_MicroBatch]) -> None:
         """Log-probabilities of the reference, where there is one."""
         if self._reference is None:
-            return {}
-        total, tokens = 0.0, 0
+            return
         for micro_batch in micro_batches:
-            batch = micro_batch.batch
-            reference_A, _ = self._logprobs(self._reference, batch)
-            total += float(kl_estimates(batch.sampled_logprobs_A, reference_A, "k3").sum())
-            tokens += reference_A.numel()
+            reference_A, _ = self._logprobs(self._reference, micro_batch.batch)
             for sample, part in micro_batch.split(reference_A):
                 sample.reference_logprobs = part
-        return {"reference_kl": total / max(1, tokens)}
 
     @torch.no_grad()
     def _look_back(self, micro_batches: Sequence[_MicroBatch]) -> None:
@@ -299,21 +295,27 @@ class Learner:
         total = losses_A.sum()
         if options.entropy_coefficient > 0:
             total = total - options.entropy_coefficient * entropy_A.sum()
-        if self._reference is not None and options.kl_placement == "loss":
+        divergences = {
+            "old_kl": (old_A, logprobs_A),
+            "mismatch_kl": (micro_batch.batch.sampled_logprobs_A, old_A),
+        }
+        if self._reference is not None:
             reference_A = torch.cat([sample.reference_logprobs for sample in samples])
-            kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
-            total = total + options.kl_coefficient * kl_A.sum()
+            divergences["reference_kl"] = (old_A, reference_A)
+            if options.kl_placement == "loss":
+                kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
+                total = total + options.kl_coefficient * kl_A.sum()
         (total / tokens).backward()
-        sampled_A = micro_batch.batch.sampled_logprobs_A
         with torch.no_grad():
             clipped = clipped_fraction(logprobs_A, old_A, options.clip_low, options.clip_high)
-            return {
+            metrics = {
                 "policy_loss": float(losses_A.sum()) / tokens,
                 "clip_fraction": float(clipped) / taught,
-                "old_kl": float(kl_estimates(old_A, logprobs_A, "k3").sum()) / taught,
-                "mismatch_kl": float(kl_estimates(sampled_A, old_A, "k3").sum()) / taught,
                 "entropy": float(entropy_A.sum()) / taught,
             }
+            for name, (one_A, other_A) in divergences.items():
+                metrics[name] = float(kl_estimates(one_A, other_A, "k3").sum()) / taught
+        return metrics
 
     def _teaches(self, sample: _Sample) -> bool:
         """Whether an episode's gradient can differ from zero; known before anything is computed."""
