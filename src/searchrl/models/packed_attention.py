@@ -55,6 +55,11 @@ class PackedAttention(Protocol):
         ...
 
 
+def masked(device: torch.device) -> bool:
+    """Whether a device takes one fused call under a mask, and not the parts one by one."""
+    return device.type != "cpu"
+
+
 def packs(config: PretrainedConfig) -> bool:
     """Whether a model of this configuration can be run on packed rows.
 
@@ -137,7 +142,7 @@ class TreeAttention:
 
     def __init__(self, tree: TokenTree, device: torch.device) -> None:
         self._nodes = tree.nodes
-        self._mask = None if device.type == "cpu" else tree_mask(tree, device)
+        self._mask = tree_mask(tree, device) if masked(device) else None
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -206,7 +211,7 @@ def attend_masked(
     Returns:
         ``[R, K, H / K, D]``, and on a CPU the log-sum-exp of the scores, ``[R, K, H / K]``.
     """
-    if q.device.type != "cpu":
+    if masked(q.device):
         attend = torch.nn.functional.scaled_dot_product_attention
         return attend(q, k, v, attn_mask=bias, scale=scale), q.new_empty(q.shape[:3])
     out, lse = _flash(q, k, v, 0.0, False, attn_mask=bias, scale=scale)

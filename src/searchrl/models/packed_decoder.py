@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from searchrl.models.decoder import Decoder
 from searchrl.models.drawing import Row
@@ -28,6 +29,7 @@ from searchrl.models.packed_attention import (
     attend_masked,
     attend_nodes,
     flex_attend,
+    masked,
     range_mask,
     run_packed,
 )
@@ -36,7 +38,20 @@ from searchrl.models.protocol import StopReason
 from searchrl.models.token_tree import Indices, TokenTree, build_tree, common_prefix
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_steps = 0
+"""Optimizer steps in this process."""
+
+
+def _count_step(*_: object) -> None:
+    global _steps
+    _steps += 1
+
+
+# Fused optimizers change weights without counting up their version.
+register_optimizer_step_post_hook(_count_step)
 
 _WORTH_SHARING = 4096
 """Rows times tokens from which on reading a run once for its rows is faster than for each."""
@@ -107,7 +122,7 @@ class PackedDecoder(Decoder):
         super().__init__(model, tokenizer, max_length)
         self._room = max(1, memory // _bytes_per_token(model))
         self._tokens_per_batch = tokens_per_batch
-        self._share = model.device.type == "cpu" if share is None else share
+        self._share = not masked(model.device) if share is None else share
         self._cache = PrefixCache(self._room)
         self._cohorts: list[_Cohort] = []
         self._ended: list[Row] = []
@@ -155,9 +170,10 @@ class PackedDecoder(Decoder):
             self._cache.clear()
             self._weights = now
 
-    def _weights_now(self) -> tuple[tuple[int, int], ...]:
-        """Differs after any change in place, and where a parameter was exchanged."""
-        return tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+    def _weights_now(self) -> tuple[int, ...]:
+        """Differs after an optimizer's step, any change in place, or an exchange of a parameter."""
+        changes = ((p.data_ptr(), p._version) for p in self.model.parameters())
+        return (_steps, *itertools.chain.from_iterable(changes))
 
     def _fitting(self, rows: Sequence[Row]) -> int:
         taken = sum(cohort.capacity for cohort in self._cohorts)
@@ -268,9 +284,7 @@ class _Prefill:
     ) -> None:
         self._tree = tree
         self._spans = _known_spans(tree, paths)
-        self._mask = None
-        if device.type != "cpu":
-            self._mask = _prefill_mask(tree, self._spans, device)
+        self._mask = _prefill_mask(tree, self._spans, device) if masked(device) else None
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
@@ -304,7 +318,7 @@ def _known_spans(tree: TokenTree, paths: Sequence[Sequence[CachedRun]]) -> list[
     return [_Span(run.keys, run.values, *ends) for run, ends in ranges.items()]
 
 
-def _prefill_mask(tree: TokenTree, spans: Sequence[_Span], device: torch.device) -> object:
+def _prefill_mask(tree: TokenTree, spans: Sequence[_Span], device: torch.device) -> BlockMask:
     lengths = [span.keys[0].shape[2] for span in spans]
     starts = np.repeat(np.array([span.start for span in spans], dtype=np.int64), lengths)
     ends = np.repeat(np.array([span.end for span in spans], dtype=np.int64), lengths)
