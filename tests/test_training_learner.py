@@ -19,6 +19,7 @@ from searchrl.models.local import LocalModel
 from searchrl.models.protocol import Sampling
 from searchrl.training.advantages import group_advantages
 from searchrl.training.learner import Group, Learner
+from searchrl.training.options import LearningOptions
 from tests.training_fixtures import (
     VOCABULARY,
     assert_bitwise_equal,
@@ -397,6 +398,17 @@ def test_warm_up_is_linear_and_apart_for_the_critic() -> None:
         )
     assert [rate for rate, _ in rates] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
     assert [rate for _, rate in rates] == pytest.approx([0.5, 1, 1, 1, 1, 1])
+
+
+def test_rates_fall_linearly_to_their_share_at_the_last_step() -> None:
+    options = LearningOptions(algorithm="grpo", learning_rate=0.1, warmup_steps=2, final_rate=0.2)
+    subject = Learner(tiny_model(), options, 1.0, steps=7)
+    rates = []
+    for step in range(9):
+        subject._set_rates(step)
+        rates.append(subject.optimizer.param_groups[0]["lr"])
+    expected = [0.05, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.02, 0.02]
+    assert rates == pytest.approx(expected)
 
 
 def test_gradients_are_cut_to_the_norm() -> None:

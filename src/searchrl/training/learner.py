@@ -109,6 +109,7 @@ class Learner:
         options: the algorithm and its numbers.
         temperature: the one episodes are sampled with.
         reference: frozen copy of the searcher as training began; needed for a KL term only.
+        steps: how many there will be; rates that fall do so until the last of them.
 
     Raises:
         ValueError: the options ask for a KL term and there is no reference.
@@ -120,6 +121,7 @@ class Learner:
         options: LearningOptions,
         temperature: float,
         reference: PreTrainedModel | None = None,
+        steps: int = 1,
     ) -> None:
         if options.kl_coefficient > 0 and reference is None:
             raise ValueError("a KL term needs the reference searcher")
@@ -128,6 +130,7 @@ class Learner:
         self._options = options
         self._temperature = temperature
         self._reference = reference
+        self._steps = steps
         self.kl_coefficient = options.kl_coefficient
         self.optimizer = self._adamw(searcher)
         self.critic_optimizer = self._adamw(self.critic) if self.critic is not None else None
@@ -355,13 +358,14 @@ class Learner:
 
     def _set_rates(self, step: int) -> None:
         options = self._options
-        rate = options.learning_rate * _warmup(step, options.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rates = [(self.optimizer, options.learning_rate, options.warmup_steps)]
         if self.critic_optimizer is not None:
-            rate = options.critic_learning_rate * _warmup(step, options.critic_warmup_steps)
-            for group in self.critic_optimizer.param_groups:
-                group["lr"] = rate
+            critic = (options.critic_learning_rate, options.critic_warmup_steps)
+            rates.append((self.critic_optimizer, *critic))
+        for optimizer, peak, warmup_steps in rates:
+            share = _share_of_rate(step, warmup_steps, self._steps, options.final_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
 
     def _adamw(self, module: torch.nn.Module) -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -384,5 +388,9 @@ class Learner:
         return torch.autocast(device, torch.bfloat16, enabled=self._options.autocast)
 
 
-def _warmup(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / steps) if steps else 1.0
+def _share_of_rate(step: int, warmup_steps: int, steps: int, final: float) -> float:
+    """Up to 1 over the warm-up, then down to ``final`` at the last of ``steps``; both linear."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    return 1 - (1 - final) * min(1.0, done)
