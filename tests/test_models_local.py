@@ -103,6 +103,30 @@ def test_a_failure_of_the_decoder_reaches_everyone_who_waits(
     assert isinstance(later, Completion)
 
 
+def test_a_finished_turn_goes_on_while_others_are_decoded(
+    model: LocalModel, sizes: list[int]
+) -> None:
+    told: list[str] = []
+
+    async def speak(name: str, first: int, *lengths: int) -> list[int]:
+        token_ids = [first, 7, 8]
+        for length in lengths:
+            # Hotter than usual, so that no end token cuts an output short.
+            said = await model.complete(token_ids, Sampling(length, 3.0, seed=first))
+            token_ids += said.token_ids
+            told.append(name)
+        return token_ids
+
+    async def together() -> list[list[int]]:
+        return list(await asyncio.gather(speak("short", 10, 2, 2, 2), speak("long", 11, 40)))
+
+    answers = asyncio.run(together())
+    assert told == ["short", "short", "short", "long"]
+    assert sizes == [2, 1, 1]
+    alone = [asyncio.run(speak("short", 10, 2, 2, 2)), asyncio.run(speak("long", 11, 40))]
+    assert answers == alone
+
+
 def test_a_bad_request_fails_alone(model: LocalModel, sizes: list[int]) -> None:
     async def together() -> list[object]:
         asked = [model.complete([5] * n, SAMPLING) for n in (3, 1024, 4)]

@@ -17,6 +17,7 @@ from searchrl.agents.episode import Episode, Reward, Segment
 from searchrl.data.questions import Question
 from searchrl.models.local import LocalModel
 from searchrl.models.protocol import Sampling
+from searchrl.training import networks
 from searchrl.training.advantages import group_advantages
 from searchrl.training.learner import Group, Learner
 from searchrl.training.options import LearningOptions
@@ -204,6 +205,30 @@ def test_gradients_equal_an_independent_implementation(values: dict[str, Any], t
     seen = watch_gradients(subject)
     subject.update(made, 0)
     assert_close(merged(seen), dense_gradients(made, model, 0.7, **values), 1e-5)
+
+
+@pytest.mark.parametrize("values", [{}, PPO])
+def test_models_that_cannot_be_packed_learn_the_same(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    made = groups(5, MIXED)
+    packed = gradients_of(made, **values)
+    monkeypatch.setattr(networks, "packs", lambda config: False)
+    assert_close(gradients_of(made, **values), packed, 1e-5)
+
+
+def test_what_episodes_share_is_passed_through_once() -> None:
+    """Three episodes of one prompt: the gradient is that of three prompts, at the cost of one."""
+    shape = (("prompt", 20), ("model", 4))
+    made = [episode(seed, float(seed % 2), shape) for seed in range(3)]
+    for one in made[1:]:
+        one.segments[0] = made[0].segments[0]
+    subject, sizes = learner(), []
+    subject.searcher.model.register_forward_pre_hook(
+        lambda module, taken, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    subject.update([Group(tuple(made))], 0)
+    assert sizes == [20 + 3 * 4]
 
 
 def test_the_policy_gradient_equals_finite_differences() -> None:
