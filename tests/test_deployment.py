@@ -15,6 +15,9 @@ import pytest
 from searchrl.agents.episode import Action, ActionKind, Episode, Turn
 from searchrl.data.forms import read_dataset
 from searchrl.data.passages import read_corpus
+from searchrl.evaluation.comparison import check_evaluation
+from searchrl.experiment import Experiment
+from searchrl.recipe import load_recipe
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.rewards.custom import load_function
 
@@ -88,6 +91,7 @@ def test_a_script_is_one_that_bash_reads(name: str) -> None:
         ("start_retriever.sh", {"CORPUS": "absent.jsonl"}, "CORPUS=absent.jsonl: no such file"),
         ("train_qwen3_0.6b.sh", TINY | {"TRAIN_DATA": "no"}, "TRAIN_DATA=no: no such file"),
         ("train_qwen3_0.6b.sh", TINY | {"TEST_DATA": "no"}, "TEST_DATA=no: no such file"),
+        ("run.sh", TINY | {"CORPUS": "it's.jsonl"}, "apostrophe cannot be handed on"),
         ("run.sh --retriever elastic", TINY, "expected bm25, dense, hybrid, web or the URL"),
         ("run.sh --retriever dense", TINY, "--retriever dense: name its --encoder"),
         ("run.sh --retriever", TINY, "--retriever wants a value; see run.sh --help"),
@@ -166,6 +170,18 @@ def test_the_reward_that_comes_along(monkeypatch: pytest.MonkeyPatch) -> None:
         for searches, answer in ((1, "1887"), (2, "1887"), (1, "1888"), (0, None))
     ]
     assert worth == pytest.approx([1.0, 0.95, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_the_recipes_read_the_sample_data(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(GUIDE)
+    recipe = load_recipe(f"qwen3-0.6b-{algorithm}")
+    check_evaluation(recipe)
+    experiment = Experiment(recipe, tmp_path)
+    assert (len(experiment.train.questions), len(experiment.test.questions)) == (10, 5)
+    assert len(experiment.test.passages()) == 10
 
 
 def test_every_promise_of_the_guide_is_listed_once() -> None:

@@ -65,9 +65,9 @@ def command(arguments: argparse.Namespace) -> list[str]:
         asked.append("--json")
     if arguments.retriever:
         return [*asked, "--set", f"retriever={{kind='http', url='{arguments.retriever}'}}"]
-    if load_recipe(recipe).retriever.kind == "http" and SERVED.is_dir():
-        asked += ["--index", str(SERVED)]
-    return asked
+    searched = load_recipe(recipe).retriever
+    local = searched.kind == "http" and searched.url.startswith("http://127.0.0.1:")
+    return [*asked, "--index", str(SERVED)] if local and SERVED.is_dir() else asked
 
 
 def main() -> None:

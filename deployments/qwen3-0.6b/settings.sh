@@ -85,6 +85,7 @@ find_searchrl() {
 }
 
 need_file() {
+  [[ $2 != *\'* ]] || die "$1=$2: a path with an apostrophe cannot be handed on; rename it"
   [[ -f $2 ]] || die "$1=$2: no such file"
 }
 
@@ -145,7 +146,8 @@ end_log() {
   wait "$LOGGER" || true
 }
 
-# Runs a command, passes signals on to it, and returns its exit code after its end.
+# Runs a command, passes signals on to it, and returns its exit code after its end; 130 where a
+# signal came and the command made nothing of it.
 supervise() {
   local child='' code=0 stopped=''
   trap 'stopped=1; [[ -z $child ]] || kill -TERM "$child" 2> /dev/null || true' INT TERM HUP

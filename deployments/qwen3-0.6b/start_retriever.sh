@@ -26,4 +26,5 @@ if [[ ! -d $index || $CORPUS -nt $index ]]; then
 fi
 # What infer.py searches without a server.
 ln -sfn "${index#indexes/}" indexes/served
-supervise "$SEARCHRL" serve --index "$index" --port "$PORT" "${REST[@]}"
+# Being told to end is how a server ends well.
+supervise "$SEARCHRL" serve --index "$index" --port "$PORT" "${REST[@]}" || [[ $? == 130 ]]
