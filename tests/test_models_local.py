@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from searchrl.errors import InputError
-from searchrl.models.generation import Request
+from searchrl.models.drawing import Row
 from searchrl.models.local import LocalModel, load_model
 from searchrl.models.protocol import Completion, Message, Sampling
 
@@ -27,15 +27,15 @@ def model(random_model: LocalModel) -> LocalModel:
 
 @pytest.fixture
 def sizes(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the size of every batch that is decoded."""
+    """Grows by the number of rows that begin together, each time some do."""
     batches: list[int] = []
-    decode = model._decoder.complete
+    admit = model._decoder.admit
 
-    def counted(requests: Sequence[Request]) -> list[Completion]:
-        batches.append(len(requests))
-        return decode(requests)
+    def counted(rows: Sequence[Row]) -> int:
+        batches.append(len(rows))
+        return admit(rows)
 
-    monkeypatch.setattr(model._decoder, "complete", counted)
+    monkeypatch.setattr(model._decoder, "admit", counted)
     return batches
 
 
@@ -60,10 +60,10 @@ def test_what_is_asked_together_is_decoded_together(model: LocalModel, sizes: li
 def test_ctrl_c_is_told_once(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupted(requests: Sequence[Request]) -> list[Completion]:
+    def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model._decoder, "complete", interrupted)
+    monkeypatch.setattr(model._decoder, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(ask(model, 10))
     gc.collect()
@@ -96,17 +96,18 @@ def test_batches_are_the_same_every_time(model: LocalModel, sizes: list[int]) ->
     assert sizes == first == [6, 4, 2]
 
 
+@pytest.mark.parametrize("place", ["admit", "advance"])
 @pytest.mark.parametrize("kind", [RuntimeError, IndexError, ValueError, KeyError])
 def test_a_failure_of_the_decoder_reaches_everyone_who_waits(
-    model: LocalModel, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], place: str
 ) -> None:
-    def fail(requests: Sequence[Request]) -> list[Completion]:
+    def fail(*_: Sequence[Row]) -> None:
         raise kind("out of memory")
 
     async def together() -> list[object]:
         asked = [model.complete([5, 6], SAMPLING) for _ in range(4)]
         with monkeypatch.context() as patch:
-            patch.setattr(model._decoder, "complete", fail)
+            patch.setattr(model._decoder, place, fail)
             results = list(await asyncio.gather(*asked, return_exceptions=True))
         results.append(await model.complete([5, 6], SAMPLING))
         return results

@@ -48,6 +48,7 @@ class Guide:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
             **self._settings,
         }
         program = [sys.executable] if script.endswith(".py") else []

@@ -20,7 +20,7 @@ from searchrl.agents.generator import Generator
 from searchrl.agents.s3 import S3Agent, S3Options
 from searchrl.data.questions import Question
 from searchrl.errors import InputError
-from searchrl.models.generation import Request
+from searchrl.models.drawing import Row
 from searchrl.models.local import LocalModel
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling, StopReason
 from searchrl.retrieval.protocol import Hit
@@ -375,14 +375,14 @@ def test_what_comes_while_the_model_computes_is_decoded_together(
 ) -> None:
     local = LocalModel(random_model.model, random_model.tokenizer)
     sizes: list[int] = []
-    decode = local._decoder.complete
+    admit = local._decoder.admit
 
-    def slowly(requests: Sequence[Request]) -> list[Completion]:
-        sizes.append(len(requests))
+    def slowly(rows: Sequence[Row]) -> int:
+        sizes.append(len(rows))
         time.sleep(0.15)
-        return decode(requests)
+        return admit(rows)
 
-    monkeypatch.setattr(local._decoder, "complete", slowly)
+    monkeypatch.setattr(local._decoder, "admit", slowly)
 
     async def together(address: str) -> list[str]:
         model = chat_model(f"{address}/v1", tmp_path)

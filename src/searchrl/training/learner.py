@@ -1,16 +1,20 @@
 """One policy update from one step's groups of episodes: PPO with a critic, or GRPO.
 
-Order of a step: values and old and reference log-probabilities with the weights that sampled, then
-advantages, then one or more optimizer steps. Every loss is a sum over trainable tokens divided by
-the number of trainable tokens of its whole optimizer step, so neither micro-batches nor padding
-change a result. The old log-probabilities come from the very passes the update repeats, so the
-ratio is exactly 1 until the first optimizer step.
+Every loss is a sum over trainable tokens divided by the number of trainable tokens of its whole
+optimizer step, so neither micro-batches nor padding change a result. The old log-probabilities are
+those of the weights that sampled, from the very pass the update makes or repeats, so the ratio is
+exactly 1 until the first optimizer step.
 
-Episodes of a GRPO group with equal rewards teach nothing and are not passed through again. Where
+A step of a single optimizer step needs no look back: its one pass gives old and new at once. Only
+where the weights move between passes (``epochs`` or ``mini_batches`` above 1) are old
+log-probabilities and values computed before.
+
+Episodes of a GRPO group with equal rewards teach nothing and are not passed through at all. Where
 nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
 
 Differs from the original s3 and Search-R1: they average per micro-batch, and let observation tokens
-into GAE, whitening and the critic's loss.
+into GAE, whitening and the critic's loss. A KL term in the reward of a single-step update is of the
+log-probabilities noted at sampling.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import torch
 from searchrl.agents.episode import Episode
 from searchrl.errors import SearchRLError
 from searchrl.training.advantages import generalized_advantages, group_advantages, whiten
-from searchrl.training.batch import TokenBatch, micro_batches
+from searchrl.training.batch import TokenBatch, tree_batches
 from searchrl.training.losses import (
     clipped_fraction,
     kl_estimates,
@@ -56,15 +60,31 @@ class Group:
 
 @dataclass(slots=True)
 class _Sample:
-    """One episode on its way through an update; vectors hold its trainable tokens only."""
+    """One episode on its way through an update; vectors hold its trainable tokens only.
+
+    ``old_logprobs`` and ``old_values`` stay unset where the update's own pass gives them.
+    """
 
     episode: Episode
     advantage: float
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    old_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    old_logprobs: torch.Tensor | None = None
     reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    old_values: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    old_values: torch.Tensor | None = None
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """Episodes that are passed through a model together."""
+
+    samples: tuple[_Sample, ...]
+    batch: TokenBatch
+
+    def split(self, values_A: torch.Tensor) -> list[tuple[_Sample, torch.Tensor]]:
+        """Each episode with its share of a vector over trainable tokens."""
+        parts = values_A.split(list(self.batch.lengths_B))
+        return list(zip(self.samples, parts, strict=True))
 
 
 class Learner:
@@ -100,21 +120,37 @@ class Learner:
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
         """Learn from one step's groups; ``step`` counts from 0 and sets the warm-up.
 
+        Returns:
+            Metrics. Those of tokens are means over the episodes that teach, and are left out
+            where none does.
+
         Raises:
             SearchRLError: a gradient is not finite; the optimizer step it belongs to is not taken.
         """
-        samples = self._samples(groups)
-        plan = self._plan(samples)
-        metrics = self._look_back(samples, plan)
-        self._set_advantages(samples)
+        mini_batches = self._mini_batches(self._samples(groups))
+        plan = [self._micro_batches(samples) for samples in mini_batches]
+        tokens = [_trainable(samples) for samples in mini_batches]
+        metrics: Metrics = {"trainable_tokens": float(sum(tokens))}
+        everything = [micro_batch for micro_batches in plan for micro_batch in micro_batches]
         self._set_rates(step)
+        self._set_reference(everything)
+        if self._single:
+            metrics |= self._learn_values(everything, tokens[0])
+        else:
+            self._look_back(everything)
+            self._set_advantages(everything)
         totals: Metrics = {}
         for _ in range(self._options.epochs):
-            for mini_batch in plan:
-                for name, value in self._optimizer_step(mini_batch).items():
+            for micro_batches, count in zip(plan, tokens, strict=True):
+                for name, value in self._optimizer_step(micro_batches, count).items():
                     totals[name] = totals.get(name, 0.0) + value
         steps = self._options.epochs * len(plan)
         return metrics | {name: value / steps for name, value in totals.items()}
+
+    @property
+    def _single(self) -> bool:
+        """Whether an update is one optimizer step, whose pass is the look back as well."""
+        return self._options.epochs == 1 and self._options.mini_batches == 1
 
     def _samples(self, groups: Sequence[Group]) -> list[_Sample]:
         samples: list[_Sample] = []
@@ -130,117 +166,128 @@ class Learner:
             ]
         return samples
 
-    def _plan(self, samples: Sequence[_Sample]) -> list[list[list[_Sample]]]:
-        """Mini-batches of micro-batches, fixed for the whole step."""
+    def _mini_batches(self, samples: Sequence[_Sample]) -> list[Sequence[_Sample]]:
         size = math.ceil(len(samples) / self._options.mini_batches)
-        plan: list[list[list[_Sample]]] = []
-        for start in range(0, len(samples), size):
-            mini_batch = samples[start : start + size]
-            # Apart, so that a pass of the update holds exactly what its pass of looking back held.
-            teaching = [sample for sample in mini_batch if self._teaches(sample)]
-            idle = [sample for sample in mini_batch if not self._teaches(sample)]
-            plan.append([*self._micro_batches(teaching), *self._micro_batches(idle)])
-        return plan
+        return [samples[start : start + size] for start in range(0, len(samples), size)]
 
-    def _micro_batches(self, samples: Sequence[_Sample]) -> list[list[_Sample]]:
-        lengths = [len(sample.episode.token_ids) for sample in samples]
-        budget = self._options.tokens_per_micro_batch
-        return [[samples[i] for i in batch] for batch in micro_batches(lengths, budget)]
+    def _micro_batches(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
+        """What teaches in a mini-batch, packed once and for all passes of the step."""
+        teaching = [sample for sample in samples if self._teaches(sample)]
+        sequences = [sample.episode.token_ids for sample in teaching]
+        made: list[_MicroBatch] = []
+        for indices in tree_batches(sequences, self._options.tokens_per_micro_batch):
+            chosen = tuple(teaching[index] for index in indices)
+            episodes = [sample.episode for sample in chosen]
+            made.append(_MicroBatch(chosen, TokenBatch.of(episodes, self.searcher.device)))
+        return made
 
     @torch.no_grad()
-    def _look_back(
-        self, samples: Sequence[_Sample], plan: Sequence[Sequence[Sequence[_Sample]]]
-    ) -> Metrics:
-        """Old and reference log-probabilities and old values, with the weights that sampled."""
-        mismatch, entropy, reference_kl, tokens = 0.0, 0.0, 0.0, 0
-        for micro_batch in (batch for mini_batch in plan for batch in mini_batch):
-            batch = self._batch(micro_batch)
-            lengths = list(batch.lengths_B)
-            old_A, entropy_A = self._logprobs(self.searcher, batch)
-            entropy += float(entropy_A.sum())
-            mismatch += float(kl_estimates(batch.sampled_logprobs_A, old_A, "k3").sum())
-            tokens += old_A.numel()
-            for sample, part in zip(micro_batch, old_A.split(lengths), strict=True):
-                sample.old_logprobs = part
-            if self._reference is not None:
-                reference_A, _ = self._logprobs(self._reference, batch)
-                reference_kl += float(kl_estimates(old_A, reference_A, "k3").sum())
-                for sample, part in zip(micro_batch, reference_A.split(lengths), strict=True):
-                    sample.reference_logprobs = part
-            if self.critic is not None:
-                for sample, part in zip(
-                    micro_batch, self._values(self.critic, batch).split(lengths), strict=True
-                ):
-                    sample.old_values = part
-        metrics = {
-            "mismatch_kl": mismatch / tokens,
-            "entropy": entropy / tokens,
-            "trainable_tokens": float(tokens),
-        }
-        if self._reference is not None:
-            metrics["reference_kl"] = reference_kl / tokens
-        return metrics
-
-    def _set_advantages(self, samples: Sequence[_Sample]) -> None:
-        if self.critic is None:
-            for sample in samples:
-                sample.advantages = torch.full_like(sample.old_logprobs, sample.advantage)
+    def _set_reference(self, micro_batches: Sequence[_MicroBatch]) -> None:
+        """Log-probabilities of the reference, where there is one."""
+        if self._reference is None:
             return
-        for sample in samples:
-            rewards_T = torch.zeros_like(sample.old_logprobs)
-            if self._reference is not None and self._options.kl_placement == "reward":
-                rewards_T -= self._options.kl_coefficient * kl_estimates(
-                    sample.old_logprobs, sample.reference_logprobs, self._options.kl_estimator
+        for micro_batch in micro_batches:
+            reference_A, _ = self._logprobs(self._reference, micro_batch.batch)
+            for sample, part in micro_batch.split(reference_A):
+                sample.reference_logprobs = part
+
+    @torch.no_grad()
+    def _look_back(self, micro_batches: Sequence[_MicroBatch]) -> None:
+        """Old log-probabilities and values, before the weights move."""
+        for micro_batch in micro_batches:
+            logprobs_A, _ = self._logprobs(self.searcher, micro_batch.batch)
+            for sample, part in micro_batch.split(logprobs_A):
+                sample.old_logprobs = part
+            if self.critic is not None:
+                values_A = self._values(self.critic, micro_batch.batch)
+                for sample, part in micro_batch.split(values_A):
+                    sample.old_values = part
+
+    def _learn_values(self, micro_batches: Sequence[_MicroBatch], tokens: int) -> Metrics:
+        """The critic's gradients and everyone's advantages, from one pass of the critic."""
+        loss = 0.0
+        for micro_batch in micro_batches:
+            if self.critic is None:
+                break
+            values_A = self._values(self.critic, micro_batch.batch)
+            for sample, part in micro_batch.split(values_A.detach()):
+                sample.old_values = part
+            self._set_returns(micro_batch)
+            loss += self._backward_values(values_A, micro_batch, tokens)
+        self._whiten(micro_batches)
+        return {"value_loss": loss} if self.critic is not None else {}
+
+    def _set_advantages(self, micro_batches: Sequence[_MicroBatch]) -> None:
+        for micro_batch in micro_batches:
+            self._set_returns(micro_batch)
+        self._whiten(micro_batches)
+
+    def _set_returns(self, micro_batch: _MicroBatch) -> None:
+        """Advantages and returns of PPO."""
+        options = self._options
+        for sample, sampled_T in micro_batch.split(micro_batch.batch.sampled_logprobs_A):
+            if sample.old_values is None:
+                continue
+            rewards_T = torch.zeros_like(sampled_T)
+            if self._reference is not None and options.kl_placement == "reward":
+                old_T = sampled_T if sample.old_logprobs is None else sample.old_logprobs
+                rewards_T -= options.kl_coefficient * kl_estimates(
+                    old_T, sample.reference_logprobs, options.kl_estimator
                 )
             rewards_T[-1] += sample.advantage
             sample.advantages, sample.returns = generalized_advantages(
-                rewards_T, sample.old_values, self._options.gamma, self._options.lam
+                rewards_T, sample.old_values, options.gamma, options.lam
             )
-        if self._options.whiten_advantages:
+
+    def _whiten(self, micro_batches: Sequence[_MicroBatch]) -> None:
+        """The last word on advantages: GRPO's spread over the tokens, PPO's whitened."""
+        samples = [sample for micro_batch in micro_batches for sample in micro_batch.samples]
+        if self.critic is None:
+            for micro_batch in micro_batches:
+                for sample, sampled_T in micro_batch.split(micro_batch.batch.sampled_logprobs_A):
+                    sample.advantages = torch.full_like(sampled_T, sample.advantage)
+        elif self._options.whiten_advantages:
             whitened = whiten(torch.cat([sample.advantages for sample in samples]))
             parts = whitened.split([sample.advantages.numel() for sample in samples])
             for sample, part in zip(samples, parts, strict=True):
                 sample.advantages = part
 
-    def _optimizer_step(self, mini_batch: Sequence[Sequence[_Sample]]) -> Metrics:
-        tokens = _count(sample for batch in mini_batch for sample in batch)
-        taught = _count(
-            sample for batch in mini_batch if self._teaches(batch[0]) for sample in batch
-        )
+    def _optimizer_step(self, micro_batches: Sequence[_MicroBatch], tokens: int) -> Metrics:
+        """One step on a mini-batch of ``tokens`` trainable tokens, those that teach or not."""
+        taught = _trainable([s for micro_batch in micro_batches for s in micro_batch.samples])
         totals: Metrics = {"policy_loss": 0.0, "clip_fraction": 0.0, "old_kl": 0.0}
-        for micro_batch in mini_batch:
-            for name, value in self._backward(micro_batch, tokens, taught).items():
+        for micro_batch in micro_batches:
+            found = self._backward_policy(micro_batch, tokens, taught)
+            if self.critic is not None and not self._single:
+                values_A = self._values(self.critic, micro_batch.batch)
+                found["value_loss"] = self._backward_values(values_A, micro_batch, tokens)
+            for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals | self._apply()
 
-    def _backward(self, micro_batch: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
-        """Add this micro-batch's gradients; returns its share of the step's metrics.
+    def _backward_values(
+        self, values_A: torch.Tensor, micro_batch: _MicroBatch, tokens: int
+    ) -> float:
+        """Add the critic's gradients; returns this micro-batch's share of its loss."""
+        old = [sample.old_values for sample in micro_batch.samples if sample.old_values is not None]
+        returns_A = torch.cat([sample.returns for sample in micro_batch.samples])
+        losses_A = value_losses(values_A, torch.cat(old), returns_A, self._options.value_clip)
+        loss = losses_A.sum() / tokens
+        loss.backward()
+        return float(loss.detach())
+
+    def _backward_policy(self, micro_batch: _MicroBatch, tokens: int, taught: int) -> Metrics:
+        """Add the policy's gradients; returns this micro-batch's share of the step's metrics.
 
         Args:
-            micro_batch: episodes that all teach, or none of them.
+            micro_batch: episodes that teach.
             tokens: trainable tokens of the optimizer step.
             taught: those of them that belong to episodes that teach.
         """
-        metrics: Metrics = {}
-        if self._teaches(micro_batch[0]):
-            metrics |= self._backward_policy(micro_batch, tokens, taught)
-        if self.critic is not None:
-            batch = self._batch(micro_batch)
-            losses_A = value_losses(
-                self._values(self.critic, batch),
-                torch.cat([sample.old_values for sample in micro_batch]),
-                torch.cat([sample.returns for sample in micro_batch]),
-                self._options.value_clip,
-            )
-            loss = losses_A.sum() / tokens
-            loss.backward()
-            metrics["value_loss"] = float(loss.detach())
-        return metrics
-
-    def _backward_policy(self, samples: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
-        options = self._options
-        logprobs_A, entropy_A = self._logprobs(self.searcher, self._batch(samples))
-        old_A = torch.cat([sample.old_logprobs for sample in samples])
+        options, samples = self._options, micro_batch.samples
+        logprobs_A, entropy_A = self._logprobs(self.searcher, micro_batch.batch)
+        old = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
+        old_A = torch.cat(old) if old else logprobs_A.detach()
         advantages_A = torch.cat([sample.advantages for sample in samples])
         losses_A = policy_losses(
             logprobs_A, old_A, advantages_A, options.clip_low, options.clip_high
@@ -248,19 +295,27 @@ class Learner:
         total = losses_A.sum()
         if options.entropy_coefficient > 0:
             total = total - options.entropy_coefficient * entropy_A.sum()
-        if self._reference is not None and options.kl_placement == "loss":
+        divergences = {
+            "old_kl": (old_A, logprobs_A),
+            "mismatch_kl": (micro_batch.batch.sampled_logprobs_A, old_A),
+        }
+        if self._reference is not None:
             reference_A = torch.cat([sample.reference_logprobs for sample in samples])
-            kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
-            total = total + options.kl_coefficient * kl_A.sum()
-        loss = total / tokens
-        loss.backward()
+            divergences["reference_kl"] = (old_A, reference_A)
+            if options.kl_placement == "loss":
+                kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
+                total = total + options.kl_coefficient * kl_A.sum()
+        (total / tokens).backward()
         with torch.no_grad():
             clipped = clipped_fraction(logprobs_A, old_A, options.clip_low, options.clip_high)
-            return {
+            metrics = {
                 "policy_loss": float(losses_A.sum()) / tokens,
                 "clip_fraction": float(clipped) / taught,
-                "old_kl": float(kl_estimates(old_A, logprobs_A, "k3").sum()) / taught,
+                "entropy": float(entropy_A.sum()) / taught,
             }
+            for name, (one_A, other_A) in divergences.items():
+                metrics[name] = float(kl_estimates(one_A, other_A, "k3").sum()) / taught
+        return metrics
 
     def _teaches(self, sample: _Sample) -> bool:
         """Whether an episode's gradient can differ from zero; known before anything is computed."""
@@ -322,13 +377,10 @@ class Learner:
         device = self.searcher.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._options.autocast)
 
-    def _batch(self, samples: Sequence[_Sample]) -> TokenBatch:
-        return TokenBatch.of([sample.episode for sample in samples], self.searcher.device)
 
-
-def _count(samples: Iterable[_Sample]) -> int:
+def _trainable(samples: Iterable[_Sample]) -> int:
     """Trainable tokens of some episodes."""
-    return sum(sample.old_logprobs.numel() for sample in samples)
+    return sum(sum(sample.episode.trainable_mask) for sample in samples)
 
 
 def _warmup(step: int, steps: int) -> float:

@@ -61,7 +61,7 @@ class LearningOptions(Options):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     tokens_per_micro_batch: PositiveInt = 16_384
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass; what episodes share counts once."""
     autocast: bool = False
     """Compute the update in bfloat16; weights and optimizer stay as they are."""
 
