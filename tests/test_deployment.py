@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ import pytest
 from searchrl.agents.episode import Action, ActionKind, Episode, Turn
 from searchrl.data.forms import read_dataset
 from searchrl.data.passages import read_corpus
+from searchrl.errors import InputError
 from searchrl.evaluation.comparison import check_evaluation
 from searchrl.experiment import Experiment
-from searchrl.recipe import load_recipe
+from searchrl.recipe import Recipe, load_recipe
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.rewards.custom import load_function
+from tests.command_line import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "deployments" / "qwen3-0.6b"
@@ -148,6 +151,106 @@ def test_where_nothing_is_installed_the_scripts_say_so(guide: Path) -> None:
     bare = {"PATH": "/usr/bin:/bin"}
     assert "run ./install.sh" in refused(guide, "start_retriever.sh", bare)
     assert "run ./install.sh" in refused(guide, "run.sh", TINY | bare)
+
+
+RECORDER = """\
+#!/bin/sh
+[ "$1" != train ] || mkdir -p "$4"
+for argument; do printf '%s\\n' "$argument"; done >> "$RECORD"
+echo end >> "$RECORD"
+"""
+
+
+def handed_on(
+    guide: Path, script: str, settings: Mapping[str, str], *flags: str
+) -> list[list[str]]:
+    """The command lines of the program that a script starts, from one that only notes them."""
+    (guide / "bin").mkdir(exist_ok=True)
+    program = guide / "bin" / "searchrl"
+    program.write_text(RECORDER)
+    program.chmod(0o755)
+    record = guide / "record"
+    record.unlink(missing_ok=True)
+    path = f"{guide / 'bin'}:{os.environ['PATH']}"
+    subprocess.run(
+        [guide / script, *flags],
+        env={"PATH": path, "RECORD": str(record), **settings},
+        capture_output=True, timeout=20, check=True,
+    )  # fmt: skip
+    return [line.splitlines() for line in record.read_text().split("end\n")[:-1]]
+
+
+def trained(guide: Path, settings: Mapping[str, str], *flags: str) -> tuple[list[str], Recipe]:
+    """What ``searchrl train`` is handed, and the recipe that this makes."""
+    [line] = handed_on(guide, "train_qwen3_0.6b.sh", {"DEVICE": "cpu", **settings}, *flags)
+    sets = [value for name, value in pairwise(line) if name == "--set"]
+    return line, load_recipe(line[1], sets)
+
+
+def test_training_is_handed_what_the_settings_say(guide: Path) -> None:
+    line, recipe = trained(guide, {"PORT": "8123"})
+    assert line[:4] == [
+        "train", "qwen3-0.6b-grpo", "--out", "checkpoints/search-r1-qwen3-0.6b-demo",
+    ]  # fmt: skip
+    plain = load_recipe("qwen3-0.6b-grpo", ["searcher.device=cpu", "generator.device=cpu"])
+    service = plain.retriever.model_copy(update={"url": "http://127.0.0.1:8123/retrieve"})
+    assert recipe == plain.model_copy(update={"retriever": service})
+
+
+def test_training_is_handed_every_flag(guide: Path) -> None:
+    settings = {"BASE_MODEL": "Org/Model", "TRAIN_DATA": "data/sample_test.jsonl", "RUN_NAME": "r"}
+    flags = ("--algorithm", "ppo", "--rerank", "reader", "--set", "run.steps=7", "--threads", "3")
+    line, recipe = trained(
+        guide, settings, *flags, "--resume", "--retriever", "http://h:1/retrieve"
+    )
+    assert line[1:4] == ["qwen3-0.6b-ppo", "--out", "checkpoints/r"]
+    assert line[-5:] == ["--set", "run.steps=7", "--threads", "3", "--resume"]
+    assert (recipe.searcher.model, recipe.generator.model) == ("Org/Model", "Org/Model")
+    assert str(recipe.data.train.questions) == "data/sample_test.jsonl"
+    assert recipe.rerank is not None
+    assert recipe.rerank.model == "reader"
+    assert recipe.retriever.url == "http://h:1/retrieve"
+    assert (recipe.learning.algorithm, recipe.run.steps) == ("ppo", 7)
+
+
+def test_web_search_is_handed_on(guide: Path) -> None:
+    with pytest.raises(InputError, match="'web' is none of"):
+        trained(guide, {}, "--retriever", "web")
+    [line] = handed_on(guide, "train_qwen3_0.6b.sh", TINY, "--retriever", "web")
+    assert "retriever={kind='web'}" in line
+
+
+def test_the_tiny_recipe_reads_the_guides_data(guide: Path) -> None:
+    [line] = handed_on(guide, "train_qwen3_0.6b.sh", TINY, "--algorithm", "ppo")
+    assert line[1] == "tiny-search-r1-ppo"
+    recipe = load_recipe(line[1], [value for name, value in pairwise(line) if name == "--set"])
+    assert str(recipe.data.test.questions) == "data/sample_test.jsonl"
+    assert (recipe.searcher.model, recipe.reward.kind) == ("tiny-searcher", "per_question")
+
+
+def test_the_retriever_is_built_once_for_each_kind_and_encoder(guide: Path) -> None:
+    port = {"PORT": str(free_port())}
+    (guide / "indexes").mkdir()
+    dense = ("--retriever", "dense", "--encoder", "org/e5")
+    corpus = ("--corpus", "data/sample_corpus.jsonl", "--out")
+    build, serve = handed_on(guide, "start_retriever.sh", port, *dense, "--topk", "5")
+    index = "indexes/sample_corpus-dense-org_e5"
+    assert build == ["index", "build", "--kind", "dense", *corpus, index, "--encoder", "org/e5"]
+    assert serve == ["serve", "--index", index, "--port", port["PORT"], "--topk", "5"]
+    assert os.readlink(guide / "indexes" / "served") == "sample_corpus-dense-org_e5"
+    (guide / "indexes" / "sample_corpus-bm25").mkdir()
+    [serve] = handed_on(guide, "start_retriever.sh", port)
+    assert serve[:3] == ["serve", "--index", "indexes/sample_corpus-bm25"]
+    os.utime(guide / "data" / "sample_corpus.jsonl", (4e9, 4e9))
+    build, _ = handed_on(guide, "start_retriever.sh", port)
+    assert build == ["index", "build", "--kind", "bm25", *corpus, "indexes/sample_corpus-bm25"]
+
+
+def test_several_gpus_are_handed_on_with_a_note(guide: Path) -> None:
+    settings = {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "2,3"}
+    handed_on(guide, "train_qwen3_0.6b.sh", settings)
+    log = (guide / "logs" / "training.log").read_text()
+    assert "uses the first device of CUDA_VISIBLE_DEVICES=2,3\n" in log
 
 
 def test_the_scripts_help_is_their_head() -> None:
