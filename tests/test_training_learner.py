@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from searchrl.agents.episode import Episode, Reward, Segment
 from searchrl.data.questions import Question
-from searchrl.errors import SearchRLError
 from searchrl.models.local import LocalModel
 from searchrl.models.protocol import Sampling
 from searchrl.training.advantages import group_advantages
 from searchrl.training.learner import Group, Learner
+from searchrl.training.options import LearningOptions
 from tests.training_fixtures import (
     VOCABULARY,
     assert_bitwise_equal,
@@ -281,11 +281,11 @@ def test_entropy_is_the_mean_over_the_sampled_tokens_that_teach() -> None:
 
 
 def samples_of(subject: Learner, made: Sequence[Group]) -> list[Any]:
-    samples = subject._samples(made)
-    micro_batches = subject._micro_batches(samples)
-    subject._set_reference(micro_batches)
-    subject._look_back(micro_batches)
-    subject._set_advantages(micro_batches)
+    grouped = subject._samples(made)
+    samples = [sample for group in grouped for sample in group]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "_single", False)
+        subject._look_back(grouped, subject._pack(samples))
     return samples
 
 
@@ -359,8 +359,7 @@ def test_old_logprobs_stay_those_of_the_policy_that_sampled() -> None:
 def test_a_gradient_that_is_not_finite_leaves_the_weights(values: dict[str, Any]) -> None:
     subject = learner(**values)
     before = state(subject)
-    with pytest.raises(SearchRLError, match="not finite"):
-        subject.update(groups(0, [[float("nan"), 1.0]]), 0)
+    assert subject.update(groups(0, [[float("nan"), 1.0]]), 0)["skipped_updates"] == 1
     assert_bitwise_equal(state(subject), before)
     assert all(parameter.grad is None for parameter in subject.searcher.parameters())
 
@@ -371,8 +370,7 @@ def test_a_critic_gradient_that_is_not_finite_leaves_the_searcher_too() -> None:
     before = state(subject)
     assert subject.critic is not None
     hook = subject.critic.head.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(SearchRLError, match="not finite"):
-        subject.update(made, 0)
+    assert subject.update(made, 0)["skipped_updates"] == 1
     assert_bitwise_equal(state(subject), before)
     hook.remove()
     fresh = learner(whiten_advantages=False, **PPO)
@@ -400,6 +398,17 @@ def test_warm_up_is_linear_and_apart_for_the_critic() -> None:
         )
     assert [rate for rate, _ in rates] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
     assert [rate for _, rate in rates] == pytest.approx([0.5, 1, 1, 1, 1, 1])
+
+
+def test_rates_fall_linearly_to_their_share_at_the_last_step() -> None:
+    options = LearningOptions(algorithm="grpo", learning_rate=0.1, warmup_steps=2, final_rate=0.2)
+    subject = Learner(tiny_model(), options, 1.0, steps=7)
+    rates = []
+    for step in range(9):
+        subject._set_rates(step)
+        rates.append(subject.optimizer.param_groups[0]["lr"])
+    expected = [0.05, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.02, 0.02]
+    assert rates == pytest.approx(expected)
 
 
 def test_gradients_are_cut_to_the_norm() -> None:

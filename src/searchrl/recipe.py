@@ -48,6 +48,7 @@ from searchrl.retrieval.options import (
     RerankOptions,
 )
 from searchrl.training.options import (
+    GuardOptions,
     LearningOptions,
     RolloutOptions,
     RunOptions,
@@ -289,6 +290,7 @@ class Recipe(Options):
     rollout: RolloutOptions = RolloutOptions()
     learning: LearningOptions = LearningOptions()
     run: RunOptions = RunOptions()
+    guards: GuardOptions = GuardOptions()
     supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     ircot: IrcotOptions = IrcotOptions()
@@ -296,10 +298,16 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Recipe:
-        if self.learning.algorithm == "grpo" and self.rollout.group_size < 2:
+        algorithm, lonely = self.learning.algorithm, self.rollout.group_size < 2
+        if self.learning.compares_groups and lonely:
             raise ValueError(
-                'learning.algorithm = "grpo" compares the episodes of a question: '
+                f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
+            )
+        if self.rollout.refill_rounds > 0 and not self.learning.compares_groups:
+            raise ValueError(
+                "rollout.refill_rounds replaces groups with equal rewards, which teach "
+                f'learning.algorithm = "{algorithm}" as others do: set it to 0'
             )
         wanted = {"search_r1_format": "search_r1", "deep_retrieval": "deep_retrieval"}
         if self.agent.kind != wanted.get(self.reward.kind, self.agent.kind):

@@ -150,7 +150,7 @@ class TreeAttention:
         """See ``PackedAttention``."""
         if self._mask is not None:
             return flex_attend(q, k, v, self._mask, scale)
-        joined: torch.Tensor = _TreeFunction.apply(q, k, v, self._nodes, scale)
+        joined: torch.Tensor = _TreeFunction.apply(q, k, v, self._nodes, scale)  # type: ignore[no-untyped-call]
         return joined
 
 

@@ -55,7 +55,9 @@ class TokenTree:
         return np.repeat(np.array([node.until for node in self.nodes], dtype=np.int64), lengths)
 
 
-def build_tree(sequences: Sequence[Sequence[int]], known: Sequence[int] | None = None) -> TokenTree:
+def build_tree(
+    sequences: Sequence[Sequence[int] | Indices], known: Sequence[int] | None = None
+) -> TokenTree:
     """Merge sequences.
 
     Args:

@@ -1,7 +1,7 @@
-"""One policy update from one step's groups of episodes: PPO with a critic, or GRPO.
+"""One policy update from one step's groups of episodes, whatever the algorithm.
 
-Every loss is a sum over trainable tokens divided by the number of trainable tokens of its whole
-optimizer step, so neither micro-batches nor padding change a result. The old log-probabilities are
+Every loss is a sum over trainable tokens with weights set for its whole optimizer step
+(``averaging``), so neither micro-batches nor packing change a result. The old log-probabilities are
 those of the weights that sampled, from the very pass the update makes or repeats, so the ratio is
 exactly 1 until the first optimizer step.
 
@@ -9,8 +9,9 @@ A step of a single optimizer step needs no look back: its one pass gives old and
 where the weights move between passes (``epochs`` or ``mini_batches`` above 1) are old
 log-probabilities and values computed before.
 
-Episodes of a GRPO group with equal rewards teach nothing and are not passed through at all. Where
+Episodes whose advantages are known to be zero (``credit``) are not passed through at all. Where
 nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
+Nor is it taken where a gradient is not finite, which is counted.
 
 Differs from the original s3 and Search-R1: they average per micro-batch, and let observation tokens
 into GAE, whitening and the critic's loss. A KL term in the reward of a single-step update is of the
@@ -20,16 +21,18 @@ log-probabilities noted at sampling.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from searchrl.agents.episode import Episode
-from searchrl.errors import SearchRLError
-from searchrl.training.advantages import generalized_advantages, group_advantages, whiten
+from searchrl.agents.episode import EndReason, Episode
+from searchrl.training.averaging import token_weights
 from searchrl.training.batch import TokenBatch, tree_batches
+from searchrl.training.credit import Evidence, assign_credit, known_to_be_idle
+from searchrl.training.importance import truncated_weights
+from searchrl.training.kl_control import next_coefficient
 from searchrl.training.losses import (
     clipped_fraction,
     kl_estimates,
@@ -66,12 +69,23 @@ class _Sample:
     """
 
     episode: Episode
-    advantage: float
+    reward: float
+    counted: bool
+    """Whether it takes part in the loss."""
+    teaches: bool
+    """Whether its gradient can differ from zero; known before anything is computed."""
+    weight: float = 0.0
+    """Of each of its tokens in the loss of the policy."""
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     old_logprobs: torch.Tensor | None = None
-    reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    reference_logprobs: torch.Tensor | None = None
     old_values: torch.Tensor | None = None
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def tokens(self) -> int:
+        """Trainable ones."""
+        return sum(self.episode.trainable_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +109,7 @@ class Learner:
         options: the algorithm and its numbers.
         temperature: the one episodes are sampled with.
         reference: frozen copy of the searcher as training began; needed for a KL term only.
+        steps: how many there will be; rates that fall do so until the last of them.
 
     Raises:
         ValueError: the options ask for a KL term and there is no reference.
@@ -106,6 +121,7 @@ class Learner:
         options: LearningOptions,
         temperature: float,
         reference: PreTrainedModel | None = None,
+        steps: int = 1,
     ) -> None:
         if options.kl_coefficient > 0 and reference is None:
             raise ValueError("a KL term needs the reference searcher")
@@ -114,6 +130,8 @@ class Learner:
         self._options = options
         self._temperature = temperature
         self._reference = reference
+        self._steps = steps
+        self.kl_coefficient = options.kl_coefficient
         self.optimizer = self._adamw(searcher)
         self.critic_optimizer = self._adamw(self.critic) if self.critic is not None else None
 
@@ -123,144 +141,145 @@ class Learner:
         Returns:
             Metrics. Those of tokens are means over the episodes that teach, and are left out
             where none does.
-
-        Raises:
-            SearchRLError: a gradient is not finite; the optimizer step it belongs to is not taken.
         """
-        mini_batches = self._mini_batches(self._samples(groups))
-        plan = [self._micro_batches(samples) for samples in mini_batches]
-        tokens = [_trainable(samples) for samples in mini_batches]
-        metrics: Metrics = {"trainable_tokens": float(sum(tokens))}
-        everything = [micro_batch for micro_batches in plan for micro_batch in micro_batches]
+        grouped = self._samples(groups)
+        samples = [sample for group in grouped for sample in group]
+        size = math.ceil(len(samples) / self._options.mini_batches)
+        mini_batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        plan = [self._pack([s for s in batch if s.teaches]) for batch in mini_batches]
         self._set_rates(step)
-        self._set_reference(everything)
-        if self._single:
-            metrics |= self._learn_values(everything, tokens[0])
-        else:
-            self._look_back(everything)
-            self._set_advantages(everything)
-        totals: Metrics = {}
+        totals = self._look_back(grouped, [batch for batches in plan for batch in batches])
         for _ in range(self._options.epochs):
-            for micro_batches, count in zip(plan, tokens, strict=True):
-                for name, value in self._optimizer_step(micro_batches, count).items():
+            for mini_batch, micro_batches in zip(mini_batches, plan, strict=True):
+                for name, value in self._optimizer_step(mini_batch, micro_batches).items():
                     totals[name] = totals.get(name, 0.0) + value
+        skipped = totals.pop("skipped_updates")
         steps = self._options.epochs * len(plan)
-        return metrics | {name: value / steps for name, value in totals.items()}
+        metrics = {name: value / steps for name, value in totals.items()}
+        metrics["trainable_tokens"] = float(sum(sample.tokens for sample in samples))
+        return metrics | {"skipped_updates": skipped} | self._control(metrics, len(samples))
 
     @property
     def _single(self) -> bool:
         """Whether an update is one optimizer step, whose pass is the look back as well."""
         return self._options.epochs == 1 and self._options.mini_batches == 1
 
-    def _samples(self, groups: Sequence[Group]) -> list[_Sample]:
-        samples: list[_Sample] = []
-        for group in groups:
-            if self._options.algorithm == "grpo":
-                scaled = self._options.scale_by_deviation
-                values = group_advantages(group.rewards, scaled)
-            else:
-                values = group.rewards
-            samples += [
-                _Sample(episode, value)
-                for episode, value in zip(group.episodes, values, strict=True)
+    def _control(self, metrics: Metrics, episodes: int) -> Metrics:
+        """Note the KL term's weight, and adapt it where it has a target."""
+        if self._reference is None:
+            return {}
+        used, options = self.kl_coefficient, self._options
+        divergence = metrics.get("reference_kl")
+        if options.kl_target is not None and divergence is not None:
+            target, horizon = options.kl_target, options.kl_horizon
+            self.kl_coefficient = next_coefficient(used, divergence, target, episodes, horizon)
+        return {"kl_coefficient": used}
+
+    def _samples(self, groups: Sequence[Group]) -> list[list[_Sample]]:
+        idle = known_to_be_idle([group.rewards for group in groups], self._options)
+        return [
+            [
+                self._sample(episode, reward, silent)
+                for episode, reward, silent in zip(
+                    group.episodes, group.rewards, silences, strict=True
+                )
             ]
-        return samples
+            for group, silences in zip(groups, idle, strict=True)
+        ]
 
-    def _mini_batches(self, samples: Sequence[_Sample]) -> list[Sequence[_Sample]]:
-        size = math.ceil(len(samples) / self._options.mini_batches)
-        return [samples[start : start + size] for start in range(0, len(samples), size)]
+    def _sample(self, episode: Episode, reward: float, silent: bool) -> _Sample:
+        options = self._options
+        counted = not (options.mask_truncated and episode.end is EndReason.TRUNCATED)
+        regularised = options.entropy_coefficient > 0 or (
+            self._reference is not None and options.kl_placement == "loss"
+        )
+        return _Sample(episode, reward, counted, counted and (regularised or not silent))
 
-    def _micro_batches(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
-        """What teaches in a mini-batch, packed once and for all passes of the step."""
-        teaching = [sample for sample in samples if self._teaches(sample)]
-        sequences = [sample.episode.token_ids for sample in teaching]
+    def _pack(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
+        """Micro-batches, packed once and for all passes of the step."""
+        sequences = [sample.episode.token_ids for sample in samples]
         made: list[_MicroBatch] = []
         for indices in tree_batches(sequences, self._options.tokens_per_micro_batch):
-            chosen = tuple(teaching[index] for index in indices)
+            chosen = tuple(samples[index] for index in indices)
             episodes = [sample.episode for sample in chosen]
             made.append(_MicroBatch(chosen, TokenBatch.of(episodes, self.searcher.device)))
         return made
 
-    @torch.no_grad()
-    def _set_reference(self, micro_batches: Sequence[_MicroBatch]) -> None:
-        """Log-probabilities of the reference, where there is one."""
-        if self._reference is None:
-            return
+    def _look_back(
+        self, grouped: Sequence[Sequence[_Sample]], micro_batches: Sequence[_MicroBatch]
+    ) -> Metrics:
+        """What is known before the policy's own passes: reference, values, and all credit.
+
+        The critic of a single-step update learns in the same pass that gives its old values.
+        """
+        samples = [sample for group in grouped for sample in group]
+        counted = sum(sample.tokens for sample in samples if sample.counted)
+        totals: Metrics = {} if self.critic is None else {"value_loss": 0.0}
         for micro_batch in micro_batches:
-            reference_A, _ = self._logprobs(self._reference, micro_batch.batch)
+            self._note(micro_batch)
+            if self.critic is not None and self._single:
+                values_A = self._values(self.critic, micro_batch.batch)
+                self._note_values(micro_batch, values_A.detach())
+                self._set_credit([micro_batch.samples])
+                totals["value_loss"] += self._backward_values(values_A, micro_batch, counted)
+        if self.critic is not None or self._reference is not None:
+            # Left out of the loss, and still part of a group's baseline.
+            for micro_batch in self._pack([s for s in samples if not s.teaches]):
+                self._note(micro_batch, with_values=True)
+        self._set_credit(grouped)
+        return totals
+
+    @torch.no_grad()
+    def _note(self, micro_batch: _MicroBatch, with_values: bool = False) -> None:
+        """Log-probabilities of the reference, and what must be known before the weights move."""
+        batch = micro_batch.batch
+        if self._reference is not None:
+            reference_A, _ = self._logprobs(self._reference, batch)
             for sample, part in micro_batch.split(reference_A):
                 sample.reference_logprobs = part
-
-    @torch.no_grad()
-    def _look_back(self, micro_batches: Sequence[_MicroBatch]) -> None:
-        """Old log-probabilities and values, before the weights move."""
-        for micro_batch in micro_batches:
-            logprobs_A, _ = self._logprobs(self.searcher, micro_batch.batch)
-            for sample, part in micro_batch.split(logprobs_A):
+        if not self._single:
+            old_A, _ = self._logprobs(self.searcher, batch)
+            for sample, part in micro_batch.split(old_A):
                 sample.old_logprobs = part
-            if self.critic is not None:
-                values_A = self._values(self.critic, micro_batch.batch)
-                for sample, part in micro_batch.split(values_A):
-                    sample.old_values = part
+        if self.critic is not None and (with_values or not self._single):
+            self._note_values(micro_batch, self._values(self.critic, batch))
 
-    def _learn_values(self, micro_batches: Sequence[_MicroBatch], tokens: int) -> Metrics:
-        """The critic's gradients and everyone's advantages, from one pass of the critic."""
-        loss = 0.0
-        for micro_batch in micro_batches:
-            if self.critic is None:
-                break
-            values_A = self._values(self.critic, micro_batch.batch)
-            for sample, part in micro_batch.split(values_A.detach()):
-                sample.old_values = part
-            self._set_returns(micro_batch)
-            loss += self._backward_values(values_A, micro_batch, tokens)
-        self._whiten(micro_batches)
-        return {"value_loss": loss} if self.critic is not None else {}
+    def _note_values(self, micro_batch: _MicroBatch, values_A: torch.Tensor) -> None:
+        for sample, part in micro_batch.split(values_A):
+            sample.old_values = part
 
-    def _set_advantages(self, micro_batches: Sequence[_MicroBatch]) -> None:
-        for micro_batch in micro_batches:
-            self._set_returns(micro_batch)
-        self._whiten(micro_batches)
+    def _set_credit(self, grouped: Sequence[Sequence[_Sample]]) -> None:
+        evidence = [[self._evidence(sample) for sample in group] for group in grouped]
+        credited = assign_credit(evidence, self._options, self.kl_coefficient)
+        for group, credits in zip(grouped, credited, strict=True):
+            for sample, credit in zip(group, credits, strict=True):
+                sample.advantages, sample.returns = credit.advantages_T, credit.returns_T
 
-    def _set_returns(self, micro_batch: _MicroBatch) -> None:
-        """Advantages and returns of PPO."""
+    def _evidence(self, sample: _Sample) -> Evidence:
+        old_T = sample.old_logprobs
+        if old_T is None:
+            noted = sample.episode.logprobs
+            old_T = torch.tensor(noted, dtype=torch.float32, device=self.searcher.device)
+        return Evidence(
+            sample.reward, sample.counted, old_T, sample.reference_logprobs, sample.old_values
+        )
+
+    def _optimizer_step(
+        self, samples: Sequence[_Sample], micro_batches: Sequence[_MicroBatch]
+    ) -> Metrics:
+        """One step on a mini-batch: all its samples, and those that teach as they are packed."""
         options = self._options
-        for sample, sampled_T in micro_batch.split(micro_batch.batch.sampled_logprobs_A):
-            if sample.old_values is None:
-                continue
-            rewards_T = torch.zeros_like(sampled_T)
-            if self._reference is not None and options.kl_placement == "reward":
-                old_T = sampled_T if sample.old_logprobs is None else sample.old_logprobs
-                rewards_T -= options.kl_coefficient * kl_estimates(
-                    old_T, sample.reference_logprobs, options.kl_estimator
-                )
-            rewards_T[-1] += sample.advantage
-            sample.advantages, sample.returns = generalized_advantages(
-                rewards_T, sample.old_values, options.gamma, options.lam
-            )
-
-    def _whiten(self, micro_batches: Sequence[_MicroBatch]) -> None:
-        """The last word on advantages: GRPO's spread over the tokens, PPO's whitened."""
-        samples = [sample for micro_batch in micro_batches for sample in micro_batch.samples]
-        if self.critic is None:
-            for micro_batch in micro_batches:
-                for sample, sampled_T in micro_batch.split(micro_batch.batch.sampled_logprobs_A):
-                    sample.advantages = torch.full_like(sampled_T, sample.advantage)
-        elif self._options.whiten_advantages:
-            whitened = whiten(torch.cat([sample.advantages for sample in samples]))
-            parts = whitened.split([sample.advantages.numel() for sample in samples])
-            for sample, part in zip(samples, parts, strict=True):
-                sample.advantages = part
-
-    def _optimizer_step(self, micro_batches: Sequence[_MicroBatch], tokens: int) -> Metrics:
-        """One step on a mini-batch of ``tokens`` trainable tokens, those that teach or not."""
-        taught = _trainable([s for micro_batch in micro_batches for s in micro_batch.samples])
+        lengths = [sample.tokens if sample.counted else 0 for sample in samples]
+        weights = token_weights(lengths, options.loss_average, options.loss_constant)
+        for sample, weight in zip(samples, weights, strict=True):
+            sample.weight = weight
+        taught = sum(sample.tokens for sample in samples if sample.teaches)
         totals: Metrics = {"policy_loss": 0.0, "clip_fraction": 0.0, "old_kl": 0.0}
         for micro_batch in micro_batches:
-            found = self._backward_policy(micro_batch, tokens, taught)
+            found = self._backward_policy(micro_batch, taught)
             if self.critic is not None and not self._single:
                 values_A = self._values(self.critic, micro_batch.batch)
-                found["value_loss"] = self._backward_values(values_A, micro_batch, tokens)
+                found["value_loss"] = self._backward_values(values_A, micro_batch, sum(lengths))
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals | self._apply()
@@ -276,54 +295,48 @@ class Learner:
         loss.backward()
         return float(loss.detach())
 
-    def _backward_policy(self, micro_batch: _MicroBatch, tokens: int, taught: int) -> Metrics:
+    def _backward_policy(self, micro_batch: _MicroBatch, taught: int) -> Metrics:
         """Add the policy's gradients; returns this micro-batch's share of the step's metrics.
 
         Args:
             micro_batch: episodes that teach.
-            tokens: trainable tokens of the optimizer step.
-            taught: those of them that belong to episodes that teach.
+            taught: trainable tokens of all that teach in the optimizer step.
         """
         options, samples = self._options, micro_batch.samples
+        sampled_A = micro_batch.batch.sampled_logprobs_A
         logprobs_A, entropy_A = self._logprobs(self.searcher, micro_batch.batch)
         old = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
         old_A = torch.cat(old) if old else logprobs_A.detach()
         advantages_A = torch.cat([sample.advantages for sample in samples])
+        weights_A = torch.cat([torch.full_like(s.advantages, s.weight) for s in samples])
         losses_A = policy_losses(
             logprobs_A, old_A, advantages_A, options.clip_low, options.clip_high
         )
-        total = losses_A.sum()
+        metrics: Metrics = {}
+        if (cap := options.importance_cap) is not None:
+            importance_A = truncated_weights(old_A, sampled_A, cap)
+            losses_A = losses_A * importance_A
+            metrics["importance_capped"] = float((importance_A >= cap).sum()) / taught
+        total_A = losses_A
         if options.entropy_coefficient > 0:
-            total = total - options.entropy_coefficient * entropy_A.sum()
-        divergences = {
-            "old_kl": (old_A, logprobs_A),
-            "mismatch_kl": (micro_batch.batch.sampled_logprobs_A, old_A),
-        }
-        if self._reference is not None:
-            reference_A = torch.cat([sample.reference_logprobs for sample in samples])
+            total_A = total_A - options.entropy_coefficient * entropy_A
+        divergences = {"old_kl": (old_A, logprobs_A), "mismatch_kl": (sampled_A, old_A)}
+        references = [s.reference_logprobs for s in samples if s.reference_logprobs is not None]
+        if references:
+            reference_A = torch.cat(references)
             divergences["reference_kl"] = (old_A, reference_A)
             if options.kl_placement == "loss":
                 kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
-                total = total + options.kl_coefficient * kl_A.sum()
-        (total / tokens).backward()
+                total_A = total_A + self.kl_coefficient * kl_A
+        (total_A * weights_A).sum().backward()
         with torch.no_grad():
             clipped = clipped_fraction(logprobs_A, old_A, options.clip_low, options.clip_high)
-            metrics = {
-                "policy_loss": float(losses_A.sum()) / tokens,
-                "clip_fraction": float(clipped) / taught,
-                "entropy": float(entropy_A.sum()) / taught,
-            }
+            metrics["policy_loss"] = float((losses_A * weights_A).sum())
+            metrics["clip_fraction"] = float(clipped) / taught
+            metrics["entropy"] = float(entropy_A.sum()) / taught
             for name, (one_A, other_A) in divergences.items():
                 metrics[name] = float(kl_estimates(one_A, other_A, "k3").sum()) / taught
         return metrics
-
-    def _teaches(self, sample: _Sample) -> bool:
-        """Whether an episode's gradient can differ from zero; known before anything is computed."""
-        options = self._options
-        regularised = options.entropy_coefficient > 0 or (
-            self._reference is not None and options.kl_placement == "loss"
-        )
-        return self.critic is not None or regularised or sample.advantage != 0
 
     def _apply(self) -> Metrics:
         """Take both optimizers' step, or neither; returns the norms of the gradients."""
@@ -337,11 +350,7 @@ class Learner:
             if finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if not finite:
-            raise SearchRLError(
-                "a gradient is not finite; lower the learning rate or look at the last episodes"
-            )
-        return norms
+        return norms | {"skipped_updates": float(not finite)}
 
     def _clip(self, module: torch.nn.Module) -> float:
         limit = self._options.max_grad_norm
@@ -349,13 +358,14 @@ class Learner:
 
     def _set_rates(self, step: int) -> None:
         options = self._options
-        rate = options.learning_rate * _warmup(step, options.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rates = [(self.optimizer, options.learning_rate, options.warmup_steps)]
         if self.critic_optimizer is not None:
-            rate = options.critic_learning_rate * _warmup(step, options.critic_warmup_steps)
-            for group in self.critic_optimizer.param_groups:
-                group["lr"] = rate
+            critic = (options.critic_learning_rate, options.critic_warmup_steps)
+            rates.append((self.critic_optimizer, *critic))
+        for optimizer, peak, warmup_steps in rates:
+            share = _share_of_rate(step, warmup_steps, self._steps, options.final_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
 
     def _adamw(self, module: torch.nn.Module) -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -378,10 +388,9 @@ class Learner:
         return torch.autocast(device, torch.bfloat16, enabled=self._options.autocast)
 
 
-def _trainable(samples: Iterable[_Sample]) -> int:
-    """Trainable tokens of some episodes."""
-    return sum(sum(sample.episode.trainable_mask) for sample in samples)
-
-
-def _warmup(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / steps) if steps else 1.0
+def _share_of_rate(step: int, warmup_steps: int, steps: int, final: float) -> float:
+    """Up to 1 over the warm-up, then down to ``final`` at the last of ``steps``; both linear."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    return 1 - (1 - final) * min(1.0, done)

@@ -46,7 +46,7 @@ class RunDirectory:
 
         Raises:
             InputError: the directory holds another run, or this one without ``resume``, or a
-                resumed run whose recipe differs in more than its length, or another process has it.
+                resumed run whose recipe differs in what it learns, or another process has it.
         """
         with self._lock():
             self._check(recipe, resume)
@@ -113,19 +113,19 @@ class RunDirectory:
         changed = [
             f"{key} ({before.get(key)} there, {after.get(key)} now)"
             for key in sorted(before.keys() | after.keys())
-            if key != "run.steps" and before.get(key) != after.get(key)
+            if not _may_change(key) and before.get(key) != after.get(key)
         ]
         if changed:
             raise InputError(
                 f"{self.config}: differs from the recipe in {', '.join(changed)}; "
-                "a resumed run may change run.steps only"
+                "a resumed run may change run.steps and guards only"
             )
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("w")
+            handle = (self.path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --out"
@@ -134,8 +134,25 @@ class RunDirectory:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(f"{self.path}: another process is writing this run") from error
+                handle.seek(0)
+                holder = handle.read().strip() or "another process"
+                raise InputError(f"{self.path}: {holder} is writing this run") from error
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: its file system has no locks ({error.strerror}); "
+                    "choose an --out on another"
+                ) from error
+            # The system frees the lock of a process that has ended, however it did. What it wrote
+            # here stays, and is replaced by whoever holds the lock next.
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {platform.node()}\n")
+            handle.flush()
             yield
+
+
+def _may_change(key: str) -> bool:
+    """Whether a resumed run is the same run with another value here."""
+    return key == "run.steps" or key.startswith("guards.")
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
