@@ -103,7 +103,7 @@ def test_one_command_does_it_all_and_leaves_what_is_promised(tmp_path: Path) -> 
     assert f"retriever: ready on port {guide.port}\n" in printed
     assert "training: 2/2" in printed
     served = f"serving indexes/sample_corpus-bm25 at http://127.0.0.1:{guide.port}\n"
-    assert guide.log("retriever").endswith(served)
+    assert served in guide.log("retriever")
     assert "training: 2/2" in guide.log("training")
     run = guide.folder / RUN
     assert (run / "STATUS").read_text() == "success\n"
