@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from searchrl.models.local import LocalModel
-from tests.command_line import good
+from tests.command_line import good, refused
 from tests.training_fixtures import save_model, search_r1_recipe
 
 ONE_THREAD = ("--threads", "1")
@@ -46,6 +46,21 @@ def test_ask_shows_the_models_own_answer(run: Path) -> None:
     assert "read  0 passages" in shown
     assert "no answer  (search ended: max turns)" in shown
     assert "generator" not in shown
+
+
+def test_ask_takes_a_recipe_and_any_searcher(recipe: Path, run: Path, tmp_path: Path) -> None:
+    index, final = run / "data" / "test" / "index", run / "checkpoints" / "final"
+    good("ask", "Who?", "--run", run, *ONE_THREAD)
+    named = ("ask", "Who?", "--recipe", recipe, "--searcher")
+    chosen = (*named, final, "--index", index, "--json", *ONE_THREAD)
+    own = good("ask", "Who?", "--run", run, "--json", *ONE_THREAD).json
+    assert good(*chosen).json["segments"] == own["segments"]
+    shorter = good(*chosen, "--set", "agent.max_turns=0").json
+    assert len(shorter["turns"]) == 1 < len(own["turns"])
+    assert "name one: --index" in refused(*named, final)
+    assert "no trained searcher there" in refused(*named, tmp_path, "--index", index)
+    for part in ((), ("--recipe", recipe), ("--run", run, "--recipe", recipe)):
+        assert "name a run with --run, or a recipe" in refused("ask", "Who?", *part)
 
 
 def test_it_is_compared_on_its_own_answer_and_on_the_generators(recipe: Path, run: Path) -> None:

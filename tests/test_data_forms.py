@@ -138,8 +138,8 @@ class TestForms:
     def test_the_guides_lines(self, tmp_path: Path) -> None:
         path = lines(tmp_path / "a.jsonl", GUIDE, GUIDE | {"prompt": "What?"})
         assert read_dataset(path) == [
-            Question("sample_1", "Who?", ("Me",), "sample"),
-            Question("sample_2", "What?", ("Me",), "sample"),
+            Question("sample_1", "Who?", ("Me",), "sample", reward="exact_match"),
+            Question("sample_2", "What?", ("Me",), "sample", reward="exact_match"),
         ]
         without = {key: value for key, value in GUIDE.items() if key != "golden_answers"}
         said = complaint(lines(tmp_path / "b.jsonl", GUIDE, without))

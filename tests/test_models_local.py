@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,19 @@ def test_what_is_asked_together_is_decoded_together(model: LocalModel, sizes: li
     answers = asyncio.run(together())
     assert sizes == [9, 9]
     assert answers == [asyncio.run(ask(model, 10 + n, turns=2)) for n in range(9)]
+
+
+def test_ctrl_c_is_told_once(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model._decoder, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(ask(model, 10))
+    gc.collect()
+    assert caplog.text == ""
 
 
 def test_a_batch_waits_for_tasks_that_are_a_few_steps_behind(

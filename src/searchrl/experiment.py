@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from searchrl.agents.generator import Generator
+from searchrl.data.forms import read_dataset
 from searchrl.data.passages import Passage, read_corpus
-from searchrl.data.questions import Question, read_questions
+from searchrl.data.questions import Question, QuestionReward, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
@@ -42,6 +43,7 @@ from searchrl.rewards.deep_retrieval import DeepRetrievalReward
 from searchrl.rewards.gain import GainBeyondRag
 from searchrl.rewards.judge import Judge
 from searchrl.rewards.outcome import OutcomeReward
+from searchrl.rewards.per_question import PerQuestionReward, check_rewards
 from searchrl.rewards.protocol import RewardFunction
 from searchrl.rewards.rag_cache import RagCache
 from searchrl.rewards.search_r1_format import SearchR1FormatReward
@@ -99,7 +101,7 @@ class Experiment:
         """
         options = self.recipe.generator
         if isinstance(options, LocalModelOptions):
-            return load_options(options.model, options.device, options.dtype)
+            return load_local(options)
         if options.tokenizer is None:
             raise InputError(
                 "generator.tokenizer: this method sends and receives token ids; name the model's "
@@ -151,7 +153,7 @@ class Experiment:
             InputError: the searcher is behind a server.
         """
         options = self.local_searcher
-        return load_options(model or options.model, options.device, options.dtype)
+        return load_local(options, model)
 
     def trainable(self) -> LocalModel:
         """A fresh copy of the recipe's searcher whose weights may be trained.
@@ -215,14 +217,38 @@ class Experiment:
                 )
         # A model that answers itself needs no generator, and none is loaded for it.
         generator = None if self.recipe.agent.kind == "search_r1" else self.generator
-        if options.kind == "function":
-            name = options.function or ""
-            return CustomReward(name, load_function(name), generator)
+        match options.kind:
+            case "function":
+                return self._custom_reward(generator)
+            case "per_question":
+                return self._per_question(generator)
         return OutcomeReward(options.kind, generator)
+
+    def _custom_reward(self, generator: Generator | None) -> CustomReward:
+        name = self.recipe.reward.function or ""
+        return CustomReward(name, load_function(name), generator)
+
+    def _per_question(self, generator: Generator | None) -> PerQuestionReward:
+        has_function = self.recipe.reward.function is not None
+        check_rewards(self.train.questions, has_function)
+        rewards: dict[QuestionReward, RewardFunction] = {
+            "exact_match": OutcomeReward("exact_match", generator),
+            "f1": OutcomeReward("f1", generator),
+            "sub_em": OutcomeReward("sub_em", generator),
+        }
+        if has_function:
+            rewards["function"] = self._custom_reward(generator)
+        return PerQuestionReward(rewards)
+
+    def over(self, index: Path) -> Retriever:
+        """The recipe's way to search, over an index that was built before."""
+        options = self.recipe.retriever
+        runtime = _runtime(options) if isinstance(options, IndexOptions) else Runtime()
+        return self._reranked(open_index(index, runtime=runtime))
 
     def _chat_model(self, options: LocalModelOptions | HttpModelOptions) -> ChatModel:
         if isinstance(options, LocalModelOptions):
-            return load_options(options.model, options.device, options.dtype)
+            return load_local(options)
         from searchrl.models.http import open_chat_model
 
         return open_chat_model(options, self._replies(options))
@@ -239,7 +265,7 @@ class Experiment:
         if isinstance(data, SynthWikiData):
             questions, corpus, index = _synthwiki(data, home), home / "corpus.jsonl", None
         else:
-            questions = tuple(read_questions(data.questions, data.limit))
+            questions = tuple(read_dataset(data.questions, limit=data.limit))
             corpus, index = data.corpus, data.index
         return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
 
@@ -346,8 +372,8 @@ def open_service(options: HttpRetrieverOptions) -> HttpRetriever:
     return HttpRetriever(options.url, key, options.seconds, options.cache)
 
 
-def load_options(model: str, device: str, dtype: str) -> LocalModel:
-    """Load a local model; the heavy import happens here."""
+def load_local(options: LocalModelOptions, model: str | None = None) -> LocalModel:
+    """Load a local model, or another one in its place; the heavy import happens here."""
     from searchrl.models.local import load_model
 
-    return load_model(model, device, dtype)
+    return load_model(model or options.model, options.device, options.dtype, options.thinking)

@@ -83,7 +83,7 @@ class FileData(Options):
     corpus: Path
     """Passages, ``.jsonl`` or ``.jsonl.gz``."""
     questions: Path
-    """Question lines."""
+    """Questions, in any form that ``searchrl data convert`` reads."""
     index: Path | None = None
     """An index built before; one is built into the run directory when left out."""
     limit: PositiveInt | None = None
@@ -213,6 +213,7 @@ class RewardOptions(Options):
         "search_r1_format",
         "deep_retrieval",
         "function",
+        "per_question",
     ] = "gain_beyond_rag"
     scale: Literal["paper", "code"] = "paper"
     """Gain Beyond RAG: accuracy - base, or the released code's 2 accuracy - base."""
@@ -234,11 +235,12 @@ class RewardOptions(Options):
     deep_retrieval_depth: PositiveInt = 3_000
     """DeepRetrieval: passages of the query that are ranked."""
     function: str | None = None
-    """A function of your own, as ``module:function``, for the kind ``function``."""
+    """A function of your own, as ``module:function``, for the kind ``function``, and for those
+    questions of the kind ``per_question`` that want it."""
 
     @model_validator(mode="after")
     def _check_function(self) -> RewardOptions:
-        if (self.kind == "function") != (self.function is not None):
+        if self.kind != "per_question" and (self.kind == "function") != (self.function is not None):
             raise ValueError(
                 'kind = "function" and function = "module:function" go together: set both or none'
             )
@@ -312,6 +314,15 @@ class Recipe(Options):
             raise ValueError(
                 f'reward.kind = "{self.reward.kind}" judges the form of another agent\'s output: '
                 f'set agent.kind = "{wanted[self.reward.kind]}" or choose another reward'
+            )
+        if (
+            self.searcher.kind == "local"
+            and not self.searcher.thinking
+            and self.agent.kind in ("search_r1", "deep_retrieval")
+        ):
+            raise ValueError(
+                f'agent.kind = "{self.agent.kind}" asks the searcher to think: '
+                "leave out searcher.thinking = false"
             )
         episodes = self.rollout.questions_per_step * self.rollout.group_size
         if self.learning.mini_batches > episodes:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from searchrl.agents.agent import Agent
+from searchrl.data.forms import read_dataset
 from searchrl.data.jsonl import write_jsonl
-from searchrl.data.questions import Question, read_questions
+from searchrl.data.questions import Question
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
 from searchrl.evaluation.runner import Evaluated, evaluate
@@ -44,7 +45,7 @@ def check_evaluation(recipe: Recipe) -> None:
     if isinstance(data, SynthWikiData):
         there = data.questions
     else:
-        questions = read_questions(data.questions, data.limit)
+        questions = read_dataset(data.questions, limit=data.limit)
         there = len(questions)
         if "oracle" in methods:
             _check_gold(data.questions, questions[:wanted])

@@ -43,11 +43,15 @@ class LocalModel(LanguageModel):
     Args:
         model: the model, on the device it shall run on. It may be trained between calls.
         tokenizer: its tokenizer, with a chat template.
+        thinking: whether it may use a think mode of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thinking: bool = True
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._thinking = thinking
         self._max_length = _context_length(model)
         self._decoder = _open_decoder(model, tokenizer, self._max_length)
         self._waiting: list[_Asked] = []
@@ -61,7 +65,7 @@ class LocalModel(LanguageModel):
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat in the model's own template, up to where the assistant speaks."""
-        return render_chat(self.tokenizer, messages)
+        return render_chat(self.tokenizer, messages, self._thinking)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -79,6 +83,8 @@ class LocalModel(LanguageModel):
         self._waiting.append(_Asked(self._decoder.drawing.row(request), future))
         if self._serving is None or self._serving.done():
             self._serving = asyncio.create_task(self._serve())
+            # Ctrl-C ends the event loop by itself; left unread, the task would tell of it again.
+            self._serving.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await future
 
     async def _serve(self) -> None:
@@ -143,7 +149,9 @@ def _open_decoder(
     return kind(model, tokenizer, max_length)
 
 
-def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalModel:
+def load_model(
+    name: str, device: str = "cpu", dtype: str = "float32", thinking: bool = True
+) -> LocalModel:
     """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
 
     Weights are read from safetensors only and no code from a model repository is run.
@@ -168,7 +176,7 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalM
         raise InputError(f"model {name!r}: cannot be loaded: {reason[:300]}") from error
     if missing:
         raise InputError(f"model {name!r}: its weights lack {missing[0]!r}; copy all its files")
-    return LocalModel(model, tokenizer)
+    return LocalModel(model, tokenizer, thinking)
 
 
 def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
