@@ -379,7 +379,7 @@ def test_a_dead_server_is_no_verdict_and_no_answer(store: Path) -> None:
         return list(await asyncio.gather(*asked, return_exceptions=True))
 
     results, _ = run_fast(ask())
-    assert [type(result) for result in results] == [InfrastructureError] * 2
+    assert all(isinstance(result, InfrastructureError) for result in results)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "models.test", ""])

@@ -80,7 +80,7 @@ def test_the_right_key_opens(
     monkeypatch.setenv("MODEL_KEY", KEY)
     model = chat_model(f"{address}/v1", tmp_path, key_env="MODEL_KEY")
     assert isinstance(asyncio.run(model.chat([Message("user", "a")], Sampling(2))), str)
-    with pytest.raises(InputError, match=r"401: .*check url, model and key"):
+    with pytest.raises(InputError, match=r"401: .*check the url, the key"):
         asyncio.run(chat_model(f"{address}/v1", tmp_path).chat([Message("user", "b")], Sampling(2)))
 
 

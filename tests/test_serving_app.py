@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from searchrl.data.passages import Passage
-from searchrl.errors import InfrastructureError, InputError, IntegrityError
+from searchrl.errors import InfrastructureError, IntegrityError
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.protocol import Hit
 from searchrl.serving.app import RetrieverApp
@@ -25,7 +25,6 @@ from searchrl.serving.settings import (
     MAX_TOPK,
     ServerSettings,
     host_name,
-    read_key,
 )
 from tests.serving_fixtures import app, ask, corpus, started
 
@@ -314,17 +313,6 @@ def test_host_names() -> None:
     assert [host_name(text) for text in ("A.b:80", "[::1]:80", "[::1]", "a")] == [
         "a.b", "[::1]", "[::1]", "a",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("value", [None, "", "two words", "ключ", "line\n"])
-def test_a_key_that_cannot_be_one_is_refused(
-    value: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("SEARCH_KEY", raising=False)
-    if value is not None:
-        monkeypatch.setenv("SEARCH_KEY", value)
-    with pytest.raises(InputError, match="--key-variable = SEARCH_KEY"):
-        read_key("SEARCH_KEY", "--key-variable")
 
 
 def test_T_B13_it_lives_before_the_index_is_open_and_says_how_far_that_is() -> None:

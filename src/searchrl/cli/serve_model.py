@@ -36,7 +36,7 @@ def command(
     from searchrl.serving.run import listen, serve, url_of
     from searchrl.transport.keys import read_key
 
-    key = read_key(key_variable)
+    key = read_key(key_variable, "--key-variable")
     check_bind(host, key)
     listening = listen(host, port)
     try:

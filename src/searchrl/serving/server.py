@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 
 from searchrl.errors import InfrastructureError, InputError, SearchRLError
 from searchrl.retrieval.index import open_index, read_about
-from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings, host_name, read_key
+from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings, host_name
+from searchrl.transport.keys import read_key
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue

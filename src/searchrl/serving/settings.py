@@ -7,10 +7,7 @@ variable that does: settings travel to worker processes and into error messages.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-
-from searchrl.errors import InputError
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body."""
@@ -51,27 +48,6 @@ class ServerSettings:
     body_seconds: float = 10.0
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     key_variable: str | None = None
-
-
-def read_key(variable: str | None, setting: str) -> str | None:
-    """The API key that an environment variable holds; ``None`` where no variable is named.
-
-    Args:
-        variable: its name.
-        setting: what named it, for the error message.
-
-    Raises:
-        InputError: the variable is not set or empty, or the key cannot stand in a header.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "")
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            f"{setting} = {variable}: the environment variable has to hold a key of printable "
-            "ASCII characters without spaces"
-        )
-    return key
 
 
 def host_name(header: str) -> str:
