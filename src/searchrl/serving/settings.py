@@ -21,6 +21,8 @@ MAX_SECONDS = 300.0
 """The longest a client may ask to wait."""
 MIN_SECONDS = 1.0
 """The shortest."""
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+"""Names that a Host header may hold where no other is allowed."""
 TIMEOUT_HEADER = "x-request-timeout"
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable by which the Prometheus library finds the counts of other processes."""
@@ -46,12 +48,5 @@ class ServerSettings:
     batch: int = 64
     seconds: float = 30.0
     body_seconds: float = 10.0
-    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    allowed_hosts: tuple[str, ...] = LOOPBACK_NAMES
     key_variable: str | None = None
-
-
-def host_name(header: str) -> str:
-    """The name in a Host header, in lower case, without the port."""
-    if header.startswith("["):
-        return header.partition("]")[0].lower() + "]"
-    return header.partition(":")[0].lower()
