@@ -26,10 +26,11 @@ from searchrl.models.protocol import (
     StopReason,
     cut_at_stop,
 )
-from searchrl.models.replies import ReplyStore, Usage, reply_key
+from searchrl.models.replies import ReplyStore, Usage
 from searchrl.models.tokenizers import load_tokenizer
 from searchrl.transport.keys import Credential, read_key
 from searchrl.transport.service import Call, Patience, Service
+from searchrl.transport.store import answer_key
 
 if TYPE_CHECKING:
     import httpx2
@@ -88,7 +89,7 @@ class ServedModel:
             InfrastructureError: the server failed, or its reply is no reply.
         """
         body = self._body(fields, sampling)
-        key = reply_key(self._service.url + path, body)
+        key = answer_key(self._service.url + path, body)
         known = self._store.get(key, self.options.model)
         if known is not None:
             return read(known)
