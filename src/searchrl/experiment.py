@@ -366,10 +366,10 @@ def open_service(options: HttpRetrieverOptions) -> HttpRetriever:
         InputError: the variable that should hold its key does not.
     """
     from searchrl.serving.client import HttpRetriever
-    from searchrl.serving.settings import read_key
+    from searchrl.transport.keys import read_key
 
     key = read_key(options.key_variable, "retriever.key_variable")
-    return HttpRetriever(options.url, key, options.seconds, options.cache)
+    return HttpRetriever(options.url, key, options.seconds, options.outage, options.cache)
 
 
 def load_local(options: LocalModelOptions, model: str | None = None) -> LocalModel:

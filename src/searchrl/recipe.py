@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Tag,
@@ -125,7 +126,10 @@ class HttpRetrieverOptions(Options):
     key_variable: str | None = None
     """Environment variable that holds the API key."""
     seconds: float = Field(60.0, gt=0)
-    """How long one search may take, its repeats included."""
+    """How long one search may take, its repeats included; a server that has not answered yet is
+    waited for as long."""
+    outage: NonNegativeFloat = 600.0
+    """Seconds that the work waits for a server that has gone down."""
     cache: NonNegativeInt = 10_000
     """Lists of hits that are kept in memory."""
 
