@@ -10,6 +10,7 @@ searcher that is about to be trained need not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from searchrl.agents import alone, ircot, search_o1
 from searchrl.agents.agent import Agent
@@ -20,7 +21,9 @@ from searchrl.agents.s3 import S3Options
 from searchrl.agents.search_o1 import SearchO1Agent, SearchO1Options
 from searchrl.agents.search_r1 import SearchR1Options
 from searchrl.agents.trained import AgentOptions, open_agent
+from searchrl.evaluation.comparison import Entrant
 from searchrl.experiment import Experiment, Split
+from searchrl.models.weights import model_identity, weights_identity
 from searchrl.recipe import MethodName
 
 Opener = Callable[[Experiment, Split, str | None], Agent]
@@ -39,6 +42,26 @@ def open_method(
         searcher: the trained searcher; the recipe's untrained one when left out.
     """
     return METHODS[name](experiment, split, searcher)
+
+
+def entrants(experiment: Experiment, searcher: str | None = None) -> list[Entrant]:
+    """The methods of the recipe's evaluation, ready to be compared."""
+    return [
+        Entrant(
+            name,
+            lambda split, name=name: open_method(name, experiment, split, searcher),  # type: ignore[misc]
+            method_settings(experiment, searcher),
+        )
+        for name in experiment.recipe.evaluation.methods
+    ]
+
+
+def method_settings(experiment: Experiment, searcher: str | None) -> dict[str, Any]:
+    """What the scores of a method depend on besides what all methods share."""
+    recipe = experiment.recipe
+    sections = recipe.model_dump(mode="json", include={"agent", "ircot", "search_o1"})
+    identity = model_identity(recipe.searcher) if searcher is None else weights_identity(searcher)
+    return {**sections, "searcher": identity}
 
 
 def _agent(default: AgentOptions) -> Opener:

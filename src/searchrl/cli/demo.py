@@ -14,7 +14,9 @@ from searchrl.cli.arguments import Overrides, Threads
 
 if TYPE_CHECKING:
     from searchrl.agents.agent import Agent
-    from searchrl.experiment import Experiment
+    from searchrl.evaluation.comparison import Entrant
+    from searchrl.experiment import Experiment, Split
+    from searchrl.recipe import MethodName
 
 _WORLDS = 2_500
 
@@ -89,24 +91,31 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
                 on_step=lambda step, metrics: advance(step, training_note(metrics)),
             )
         with _timed(seconds, "evaluate"):
-            methods = _methods(experiment, str(trained))
-            return compare(experiment, methods, out, progress, str(trained))
+            entrants = _entrants(experiment, str(trained))
+            return compare(experiment, entrants, out, progress, str(trained))
 
 
-def _methods(experiment: Experiment, trained: str) -> list[Agent]:
+def _entrants(experiment: Experiment, trained: str) -> list[Entrant]:
     """The baselines, the recipe's agent before and after training, and the ceiling."""
-    from searchrl.agents.trained import open_agent
-    from searchrl.methods import open_method
+    from searchrl.evaluation.comparison import Entrant
+    from searchrl.methods import method_settings, open_method
 
-    split, options = experiment.test, experiment.recipe.agent
-    before, after = experiment.prompted(), experiment.prompted(trained)
-    return [
-        open_method("direct", experiment, split),
-        open_method("rag", experiment, split),
-        open_agent(options, before, split.retriever, f"{options.kind}-untrained"),
-        open_agent(options, after, split.retriever),
-        open_method("oracle", experiment, split),
+    kind = experiment.recipe.agent.kind
+    methods: list[tuple[str, MethodName, str | None]] = [
+        ("direct", "direct", None),
+        ("rag", "rag", None),
+        (f"{kind}-untrained", kind, None),
+        (kind, kind, trained),
+        ("oracle", "oracle", None),
     ]
+
+    def entrant(name: str, method: MethodName, searcher: str | None) -> Entrant:
+        def opener(split: Split) -> Agent:
+            return open_method(method, experiment, split, searcher)
+
+        return Entrant(name, opener, method_settings(experiment, searcher))
+
+    return [entrant(*method) for method in methods]
 
 
 @contextmanager

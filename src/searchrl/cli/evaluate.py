@@ -23,11 +23,16 @@ def command(
         Path | None,
         typer.Option(help="A run or checkpoint whose searcher the recipe's agent uses."),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what these methods have finished in OUT.")
+    ] = False,
     overrides: Overrides = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate methods with one generator; writes results.json, results.md, episodes.jsonl.
+
+    An evaluation that was killed goes on where it stopped when it is called again.
 
     Example: searchrl evaluate tiny-grpo --methods rag,s3 --searcher runs/first --out results
     """
@@ -38,7 +43,7 @@ def command(
     from searchrl.evaluation.comparison import check_evaluation, compare
     from searchrl.evaluation.table import to_json
     from searchrl.experiment import Experiment
-    from searchrl.methods import open_method
+    from searchrl.methods import entrants
     from searchrl.recipe import load_recipe
     from searchrl.training.checkpoint import searcher_path
 
@@ -52,11 +57,7 @@ def command(
     use_machine(threads)
     trained = None if searcher is None else str(searcher_path(searcher))
     experiment = Experiment(loaded, out)
-    agents = [
-        open_method(name, experiment, experiment.test, trained)
-        for name in loaded.evaluation.methods
-    ]
-    summaries = compare(experiment, agents, out, progress, trained)
+    summaries = compare(experiment, entrants(experiment, trained), out, progress, trained, restart)
     show_usage(experiment)
     if as_json:
         typer.echo(json.dumps(to_json(summaries)))

@@ -1,30 +1,28 @@
 """A comparison of methods, run and written to a directory.
 
 ``results.json`` and ``results.md`` hold the table, the former beside the settings it was made with;
-``episodes.jsonl`` holds every episode with its score.
+``episodes.jsonl`` holds every episode with its score, and is what a killed comparison goes on from.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from searchrl.agents.agent import Agent
-from searchrl.data.jsonl import write_jsonl
 from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
+from searchrl.evaluation.episode_log import EpisodeLog
 from searchrl.evaluation.runner import Evaluated, evaluate
 from searchrl.evaluation.table import MethodSummary, summarise, to_json, to_markdown
-from searchrl.experiment import Experiment
+from searchrl.experiment import Experiment, Split
+from searchrl.models.weights import model_identity
 from searchrl.recipe import Recipe, SynthWikiData
-
-_KEPT = ("accuracy", "em", "f1", "gold_recall", "context_tokens")
-"""Scores that stand beside an episode."""
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 """Opens a display for one activity: its label and its number of units."""
@@ -55,49 +53,106 @@ def check_evaluation(recipe: Recipe) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A method in a comparison.
+
+    Attributes:
+        name: what it is called there.
+        open: opens its agent over a split; not called where nothing is owed.
+        settings: what its scores depend on besides ``shared_settings``; JSON values.
+    """
+
+    name: str
+    open: Callable[[Split], Agent]
+    settings: Mapping[str, Any]
+
+
 def compare(
     experiment: Experiment,
-    methods: Sequence[Agent],
+    entrants: Sequence[Entrant],
     out: Path,
     progress: Progress,
     searcher: str | None = None,
+    restart: bool = False,
 ) -> list[MethodSummary]:
-    """Run the methods over the held-out questions, one after another, and write the results.
+    """Run methods over the held-out questions, one after another, and write the results.
+
+    What a comparison killed before has finished there is not run again.
 
     Args:
-        experiment: what the methods were built from; see ``check_evaluation``.
-        methods: the agents, each with a name of its own.
+        experiment: what the methods are opened over; see ``check_evaluation``.
+        entrants: the methods, each with a name of its own.
         out: the directory to write to.
         progress: opens a display for each method.
         searcher: where the searcher was read from, for the record.
+        restart: forget what these methods have finished there.
+
+    Raises:
+        InputError: a method has finished questions there with other settings.
     """
-    out.mkdir(parents=True, exist_ok=True)
     questions = experiment.test.questions[: experiment.recipe.evaluation.questions]
-    done: list[Evaluated] = []
-    for method in methods:
-        with progress(f"evaluating {method.name}", len(questions)) as advance:
-            done += asyncio.run(
-                evaluate(
-                    method,
-                    questions,
-                    experiment.generator,
-                    experiment.judge,
-                    lambda count, advance=advance: advance(count, ""),  # type: ignore[misc]
-                )
-            )
-    summaries = summarise(item.score for item in done)
-    settings = _settings(experiment, searcher)
-    write_json(out / "results.json", to_json(summaries) | {"settings": settings})
+    shared = shared_settings(experiment)
+    settings = {entrant.name: {**shared, **entrant.settings} for entrant in entrants}
+    with EpisodeLog.open(out, settings, restart) as log:
+        for entrant in entrants:
+            _run(entrant, experiment, questions, log, progress)
+        scores = log.arrange([entrant.name for entrant in entrants], questions)
+    summaries = summarise(scores)
+    record = _settings(experiment, searcher)
+    write_json(out / "results.json", to_json(summaries) | {"settings": record})
     write_text(out / "results.md", to_markdown(summaries))
-    write_jsonl(out / "episodes.jsonl", _rows(done))
     return summaries
 
 
-def _rows(done: Iterable[Evaluated]) -> Iterable[dict[str, Any]]:
-    for item in done:
-        score = dataclasses.asdict(item.score)
-        kept = {key: score[key] for key in _KEPT}
-        yield item.episode.to_row() | {"score": None if item.score.failed else kept}
+def shared_settings(experiment: Experiment) -> dict[str, Any]:
+    """What the scores of every method depend on; the device is not among it."""
+    recipe = experiment.recipe
+    sections = recipe.model_dump(mode="json", include={"retriever", "rerank", "judge"})
+    if recipe.judge is not None:
+        sections["judge"]["model"] = model_identity(recipe.judge)
+    shared = {
+        "decoding": "greedy",
+        "generator": experiment.generator.fingerprint,
+        "generator_weights": model_identity(recipe.generator),
+        "data": recipe.data.test.model_dump(mode="json"),
+        "rag_k": recipe.reward.rag_k,
+        **sections,
+    }
+    return {key: _without_device(value) for key, value in shared.items()}
+
+
+def _without_device(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_device(inner) for key, inner in value.items() if key != "device"}
+
+
+def _run(
+    entrant: Entrant,
+    experiment: Experiment,
+    questions: Sequence[Question],
+    log: EpisodeLog,
+    progress: Progress,
+) -> None:
+    """Let a method finish what it owes; its agent is opened only where there is something."""
+    owed = log.owed(entrant.name, questions)
+    done = len(questions) - len(owed)
+    with progress(f"evaluating {entrant.name}", len(questions)) as advance:
+        advance(done, "")
+        if not owed:
+            return
+
+        def finished(item: Evaluated) -> None:
+            nonlocal done
+            log.append(item)
+            done += 1
+            advance(done, "")
+
+        agent = entrant.open(experiment.test)
+        asyncio.run(
+            evaluate(agent, entrant.name, owed, experiment.generator, experiment.judge, finished)
+        )
 
 
 def _settings(experiment: Experiment, searcher: str | None) -> dict[str, Any]:
