@@ -32,7 +32,6 @@ _MEANINGS: Mapping[str, str] = {
     "device": "Where the model runs, as in `cpu` or `cuda:0`.",
     "kind": "Where the model runs.",
     "dtype": "Number form of its weights.",
-    "methods": "What is compared, in the order of the table.",
     "style": "`full` explains the task in words, `brief` gives only the data.",
     "model": "A path or a hub name.",
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Discriminator,
@@ -54,6 +55,8 @@ from searchrl.training.options import (
     SupervisedOptions,
 )
 
+MODELLESS = frozenset({"direct", "rag", "oracle"})
+"""Methods in which no model but the generator takes part."""
 SHIPPED = Path(__file__).parent / "recipes"
 _VARIANTS = frozenset(
     {"synthwiki", "files", *KINDS, "local", "http", "s3", "search_r1", "deep_retrieval"}
@@ -259,16 +262,55 @@ MethodName = Literal[
     "search_o1",
     "search_o1_ret",
     "search_o1_published",
+    "r1",
 ]
 """Every method that can be compared; ``methods.py`` says how each is opened."""
+
+
+def method_of(entry: str) -> MethodName:
+    """The method of an entry in a comparison: what stands before its label.
+
+    Raises:
+        ValidationError: there is no such method.
+    """
+    return _METHOD.validate_python(entry.partition(":")[0])
+
+
+_METHOD: TypeAdapter[MethodName] = TypeAdapter(MethodName)
+_LABEL = re.compile(r"[\w-]+")
+
+
+def _check_entry(entry: str) -> str:
+    method_of(entry)
+    _, colon, label = entry.partition(":")
+    if colon and not _LABEL.fullmatch(label):
+        raise ValueError(f"{entry!r}: a label is made of letters, digits, _ and -, as in s3:ppo")
+    return entry
+
+
+Entry = Annotated[str, AfterValidator(_check_entry)]
+"""A method, with a label where it is compared with itself, as in ``s3:ppo`` and ``s3:grpo``."""
 
 
 class EvaluationOptions(Options):
     """What is compared at the end."""
 
-    methods: tuple[MethodName, ...] = ("direct", "rag", "s3")
+    methods: tuple[Entry, ...] = ("direct", "rag", "s3")
+    """What is compared, in the order of the table: names from [Methods](methods.md), each with a
+    label after a colon where one comes more than once."""
+    searchers: dict[str, str] = Field({})
+    """By entry of `methods`: the run or checkpoint whose model it uses."""
     questions: PositiveInt = 500
     """Held-out questions."""
+
+    @model_validator(mode="after")
+    def _check_searchers(self) -> EvaluationOptions:
+        for entry in self.searchers:
+            if entry not in self.methods:
+                raise ValueError(f"searchers.{entry}: not one of evaluation.methods")
+            if method_of(entry) in MODELLESS:
+                raise ValueError(f"searchers.{entry}: this method has no model of its own")
+        return self
 
 
 class Recipe(Options):

@@ -13,10 +13,8 @@ import typer
 from searchrl.cli.arguments import Overrides, Threads
 
 if TYPE_CHECKING:
-    from searchrl.agents.agent import Agent
     from searchrl.evaluation.comparison import Entrant
-    from searchrl.experiment import Experiment, Split
-    from searchrl.recipe import MethodName
+    from searchrl.experiment import Experiment
 
 _WORLDS = 2_500
 
@@ -97,25 +95,16 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
 
 def _entrants(experiment: Experiment, trained: str) -> list[Entrant]:
     """The baselines, the recipe's agent before and after training, and the ceiling."""
-    from searchrl.evaluation.comparison import Entrant
-    from searchrl.methods import method_settings, open_method
+    from searchrl.methods import Trained, entrant
 
     kind = experiment.recipe.agent.kind
-    methods: list[tuple[str, MethodName, str | None]] = [
-        ("direct", "direct", None),
-        ("rag", "rag", None),
-        (f"{kind}-untrained", kind, None),
-        (kind, kind, trained),
-        ("oracle", "oracle", None),
+    return [
+        entrant("direct", "direct", experiment),
+        entrant("rag", "rag", experiment),
+        entrant(f"{kind}-untrained", kind, experiment),
+        entrant(kind, kind, experiment, Trained(trained)),
+        entrant("oracle", "oracle", experiment),
     ]
-
-    def entrant(name: str, method: MethodName, searcher: str | None) -> Entrant:
-        def opener(split: Split) -> Agent:
-            return open_method(method, experiment, split, searcher)
-
-        return Entrant(name, opener, method_settings(experiment, searcher))
-
-    return [entrant(*method) for method in methods]
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads, split_names
+from searchrl.errors import InputError
 
 
 def command(
@@ -20,8 +22,12 @@ def command(
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Held-out questions.")] = None,
     searcher: Annotated[
-        Path | None,
-        typer.Option(help="A run or checkpoint whose searcher the recipe's agent uses."),
+        list[str] | None,
+        typer.Option(
+            metavar="[METHOD=]PATH",
+            help="A run or checkpoint whose searcher the recipe's agent uses, or the method that "
+            "is named, as in s3=runs/a; repeatable.",
+        ),
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget what these methods have finished in OUT.")
@@ -43,23 +49,61 @@ def command(
     from searchrl.evaluation.comparison import check_evaluation, compare
     from searchrl.evaluation.table import to_json
     from searchrl.experiment import Experiment
-    from searchrl.methods import entrants
+    from searchrl.methods import entrants, find_trained
     from searchrl.recipe import load_recipe
-    from searchrl.training.checkpoint import searcher_path
 
     changes = list(overrides or ())
     if methods is not None:
-        changes.append(f"evaluation.methods={json.dumps(split_names(methods, '--methods'))}")
+        names = [_entry(name) for name in split_names(methods, "--methods")]
+        changes.append(f"evaluation.methods={json.dumps(names)}")
     if n is not None:
         changes.append(f"evaluation.questions={n}")
+    general, own = _searchers(searcher or ())
+    changes += [f"evaluation.searchers.{entry}={json.dumps(path)}" for entry, path in own.items()]
     loaded = load_recipe(recipe, changes)
     check_evaluation(loaded)
     use_machine(threads)
-    trained = None if searcher is None else str(searcher_path(searcher))
+    trained = None if general is None else find_trained(general)
     experiment = Experiment(loaded, out)
-    summaries = compare(experiment, entrants(experiment, trained), out, progress, trained, restart)
+    summaries = compare(
+        experiment,
+        entrants(experiment, trained),
+        out,
+        progress,
+        None if trained is None else trained.model,
+        restart,
+    )
     show_usage(experiment)
     if as_json:
         typer.echo(json.dumps(to_json(summaries)))
     else:
         show_results(summaries)
+
+
+def _entry(name: str) -> str:
+    """A method as recipes write it; a hyphen stands for an underscore, but not in a label."""
+    method, colon, label = name.partition(":")
+    return method.replace("-", "_") + colon + label
+
+
+def _searchers(options: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
+    """The path that names no method, and those that do.
+
+    Raises:
+        InputError: two paths name no method, or two name the same.
+    """
+    general: Path | None = None
+    own: dict[str, str] = {}
+    for option in options:
+        name, equals, path = option.partition("=")
+        if equals and not Path(option).exists():
+            if own.setdefault(_entry(name), path) != path:
+                raise InputError(f"--searcher {option}: {name} has one already")
+        elif general is not None:
+            raise InputError(
+                f"--searcher {option}: {general} is the recipe's agent's already; name the method, "
+                f"as in --searcher s3={option}"
+            )
+        else:
+            general = Path(option)
+    return general, own
