@@ -48,7 +48,7 @@ def test_untrained_methods_share_one_model(
 def test_the_recipes_own_agent_gets_its_options_and_the_trained_searcher(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = ["s3", "search_r1", "search_r1_ret", "sft"]
+    names = ["s3_no_both", "search_r1", "search_r1_ret", "sft"]
     recipe = search_r1_recipe(Path("/absent"), f"evaluation.methods={json.dumps(names)}")
     own = Experiment(recipe, experiment.directory)
     monkeypatch.setattr("searchrl.methods.weights_identity", str)
@@ -63,6 +63,8 @@ def test_the_recipes_own_agent_gets_its_options_and_the_trained_searcher(
     agent = prepared["search_r1"].open(experiment.test)
     assert isinstance(agent, SearchR1Agent)
     assert agent._options == recipe.agent
+    ablated = prepared["s3_no_both"].settings["options"]
+    assert (ablated["hand_over_initial"], ablated["selection"]) == (False, "all")
     assert prepared["search_r1"].settings["options"]["max_turns"] == recipe.agent.max_turns
     assert prepared["search_r1"].settings["searcher"] == "trained"
 

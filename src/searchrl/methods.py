@@ -63,20 +63,25 @@ def entrants(experiment: Experiment, searcher: Trained | None = None) -> list[En
 
     Args:
         experiment: the opened recipe.
-        searcher: for the recipe's own agent and for ``sft``, where they have none of their own.
+        searcher: for the recipe's own agent, its variants and ``sft``, where they have none of
+            their own.
 
     Raises:
         InputError: a path in ``evaluation.searchers`` holds no trained searcher.
     """
     recipe = experiment.recipe
     own = {entry: find_trained(Path(p)) for entry, p in recipe.evaluation.searchers.items()}
-    heirs = {recipe.agent.kind, f"{recipe.agent.kind}_ret", "sft"}
+    own_kind = recipe.agent.kind
+
+    def inherits(method: MethodName) -> bool:
+        return method == "sft" or method.startswith(own_kind)
+
     return [
         entrant(
             entry,
             method_of(entry),
             experiment,
-            own.get(entry, searcher if method_of(entry) in heirs else None),
+            own.get(entry, searcher if inherits(method_of(entry)) else None),
         )
         for entry in recipe.evaluation.methods
     ]
@@ -218,6 +223,9 @@ METHODS: Mapping[MethodName, Method] = {
     ),
     "oracle": _without_options(lambda experiment, split, _: OracleAgent(split.passages())),
     "s3": _agent(S3Options()),
+    "s3_no_initial": _agent(S3Options(), "s3_no_initial", hand_over_initial=False),
+    "s3_no_selection": _agent(S3Options(), "s3_no_selection", selection="all"),
+    "s3_no_both": _agent(S3Options(), "s3_no_both", hand_over_initial=False, selection="all"),
     "search_r1": _agent(_SEARCH_R1),
     "search_r1_ret": _retrieval_only(_agent(_SEARCH_R1)),
     "r1": _agent(_SEARCH_R1, "r1", search=False),

@@ -90,10 +90,11 @@ class EpisodeLog:
                 _drop(path, settings.keys())
             for method, values in settings.items():
                 _refuse_other(record, method, recorded.get(method, values), values)
-            write_json(record, {"methods": recorded | settings})
+            everything = {**recorded, **settings}
+            write_json(record, {"methods": everything})
             path.touch()
             with path.open("r+b") as handle:
-                log = cls(path, handle, recorded | settings)
+                log = cls(path, handle, everything)
                 log._load()
                 yield log
                 os.fsync(handle.fileno())
