@@ -78,8 +78,8 @@ def experiment(questions: Sequence[Question] = QUESTIONS, count: int = 5) -> Exp
             "evaluation": {"questions": count},
         }
     )
-    test = SimpleNamespace(questions=tuple(questions))
-    fake = SimpleNamespace(recipe=recipe, test=test, generator=EchoGenerator(), judge=None)
+    held_out = (SimpleNamespace(questions=tuple(questions)[:count]),)
+    fake = SimpleNamespace(recipe=recipe, held_out=held_out, generator=EchoGenerator(), judge=None)
     return cast(Experiment, fake)
 
 
@@ -94,8 +94,8 @@ def entrant(agent: Any, name: str = "mine", **settings: Any) -> Entrant:
 
 def run(
     out: Path, *entrants: Entrant, over: Experiment | None = None, restart: bool = False
-) -> list[MethodSummary]:
-    return compare(over or experiment(), entrants, out, silent, restart=restart)
+) -> Sequence[MethodSummary]:
+    return compare(over or experiment(), entrants, out, silent, restart=restart).average
 
 
 def rows(out: Path) -> list[Row]:
@@ -123,8 +123,8 @@ def test_a_comparison_writes_table_settings_and_episodes(tmp_path: Path) -> None
 
     failing = RagAgent(FailingRetriever(passages(30), fail_from=2), k=2)
     entrants = [entrant(failing, "rag"), entrant(DirectAgent(), "direct")]
-    summaries = compare(experiment(count=3), entrants, tmp_path, progress)
-    assert [summary.method for summary in summaries] == ["rag", "direct"]
+    comparison = compare(experiment(count=3), entrants, tmp_path, progress)
+    assert [summary.method for summary in comparison.average] == ["rag", "direct"]
     assert opened == [("evaluating rag", 3), ("evaluating direct", 3)]
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["methods"]["rag"]["n"] == 2

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -57,6 +57,8 @@ from searchrl.training.options import (
 
 MODELLESS = frozenset({"direct", "rag", "oracle"})
 """Methods in which no model but the generator takes part."""
+_NAME = re.compile(r"[\w-]+")
+"""What a label or a dataset may be called."""
 SHIPPED = Path(__file__).parent / "recipes"
 _VARIANTS = frozenset(
     {"synthwiki", "files", *KINDS, "local", "http", "s3", "search_r1", "deep_retrieval"}
@@ -100,20 +102,24 @@ class DataOptions(Options):
 
     train: Data
     test: Data
+    datasets: dict[str, Data] = Field({})
+    """What is evaluated in the place of `test`: datasets by name, each with a corpus of its own."""
 
     @model_validator(mode="after")
     def _check_held_out(self) -> DataOptions:
-        worlds = [data.seed for data in (self.train, self.test) if data.kind == "synthwiki"]
-        if len(worlds) == 2 and worlds[0] == worlds[1]:
-            raise ValueError("train and test are the same world: give them different seeds")
+        for name, data in {"test": self.test, **self.datasets}.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"datasets.{name}: a name is made of letters, digits, _ and -")
+            if data.kind == self.train.kind == "synthwiki" and data.seed == self.train.seed:
+                raise ValueError(f"train and {name} are the same world: give them different seeds")
         return self
 
     @property
     def share_a_corpus(self) -> bool:
-        """Whether one search service, which these options do not name, can answer for both."""
+        """Whether one search service, which these options do not name, can answer for all."""
         corpora = {
             data.corpus if data.kind == "files" and data.index is None else None
-            for data in (self.train, self.test)
+            for data in (self.train, self.test, *self.datasets.values())
         }
         return len(corpora) == 1 and None not in corpora
 
@@ -280,13 +286,12 @@ def method_of(entry: str) -> MethodName:
 
 
 _METHOD: TypeAdapter[MethodName] = TypeAdapter(MethodName)
-_LABEL = re.compile(r"[\w-]+")
 
 
 def _check_entry(entry: str) -> str:
     method_of(entry)
     _, colon, label = entry.partition(":")
-    if colon and not _LABEL.fullmatch(label):
+    if colon and not _NAME.fullmatch(label):
         raise ValueError(f"{entry!r}: a label is made of letters, digits, _ and -, as in s3:ppo")
     return entry
 
@@ -304,7 +309,9 @@ class EvaluationOptions(Options):
     searchers: dict[str, str] = Field({})
     """By entry of `methods`: the run or checkpoint whose model it uses."""
     questions: PositiveInt = 500
-    """Held-out questions."""
+    """Held-out questions; where there are several datasets, of each at most so many."""
+    by_source: bool = False
+    """Whether each source in a question file is a dataset of its own, with a table of its own."""
 
     @model_validator(mode="after")
     def _check_searchers(self) -> EvaluationOptions:
@@ -337,6 +344,11 @@ class Recipe(Options):
     ircot: IrcotOptions = IrcotOptions()
     search_o1: SearchO1Options = SearchO1Options()
 
+    @property
+    def several_datasets(self) -> bool:
+        """Whether every source of the held-out questions is a dataset of its own."""
+        return bool(self.data.datasets) or self.evaluation.by_source
+
     @model_validator(mode="after")
     def _check_combination(self) -> Recipe:
         if self.learning.algorithm == "grpo" and self.rollout.group_size < 2:
@@ -358,8 +370,8 @@ class Recipe(Options):
             )
         if self.retriever.kind == "http" and not self.data.share_a_corpus:
             raise ValueError(
-                'retriever.kind = "http" searches one corpus: data.train and data.test have to be '
-                'kind = "files" with the same corpus and without an index'
+                'retriever.kind = "http" searches one corpus: data.train, data.test and all of '
+                'data.datasets have to be kind = "files" with the same corpus and without an index'
             )
         return self
 
@@ -517,6 +529,9 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The schemas of a section; what has names free to choose is left to pydantic."""
+    if get_origin(annotation) is dict:
+        return
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):

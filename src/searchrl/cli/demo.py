@@ -14,6 +14,7 @@ from searchrl.cli.arguments import Overrides, Threads
 
 if TYPE_CHECKING:
     from searchrl.evaluation.comparison import Entrant
+    from searchrl.evaluation.datasets import Comparison
     from searchrl.experiment import Experiment
 
 _WORLDS = 2_500
@@ -38,7 +39,7 @@ def command(
     from searchrl.data.storage import write_json
     from searchrl.errors import InputError
     from searchrl.evaluation.comparison import check_evaluation
-    from searchrl.evaluation.table import to_json
+    from searchrl.evaluation.written import to_json
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.reporting.run_report import write_run_report
@@ -52,19 +53,19 @@ def command(
     use_machine(threads)
     seconds: dict[str, float] = {}
     experiment = Experiment(loaded, out)
-    summaries = _run(experiment, out, seconds)
+    comparison = _run(experiment, out, seconds)
     rollout = loaded.rollout
     episodes = loaded.run.steps * rollout.questions_per_step * rollout.group_size
-    summary: dict[str, Any] = to_json(summaries)
+    summary: dict[str, Any] = to_json(comparison)
     rounded = {name: round(value, 1) for name, value in seconds.items()}
     write_json(out / "summary.json", summary | {"training_episodes": episodes, "seconds": rounded})
     report = write_run_report(out)
-    show_results(summaries)
+    show_results(comparison)
     typer.echo(f"{episodes:,} training episodes, {seconds['total']:.0f} s in all")
     typer.echo(f"report: {report}")
 
 
-def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[Any]:
+def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> Comparison:
     """All stages; ``seconds`` is filled as they end."""
     from searchrl.cli.precompute import fill_cache
     from searchrl.cli.progress import progress

@@ -36,7 +36,7 @@ def command(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate methods with one generator; writes results.json, results.md, episodes.jsonl.
+    """Evaluate methods with one generator; writes results.json|csv|md|tex, episodes.jsonl.
 
     An evaluation that was killed goes on where it stopped when it is called again.
 
@@ -47,7 +47,7 @@ def command(
     from searchrl.cli.results import show_results
     from searchrl.cli.usage import show_usage
     from searchrl.evaluation.comparison import check_evaluation, compare
-    from searchrl.evaluation.table import to_json
+    from searchrl.evaluation.written import to_json
     from searchrl.experiment import Experiment
     from searchrl.methods import entrants, find_trained
     from searchrl.recipe import load_recipe
@@ -65,7 +65,7 @@ def command(
     use_machine(threads)
     trained = None if general is None else find_trained(general)
     experiment = Experiment(loaded, out)
-    summaries = compare(
+    comparison = compare(
         experiment,
         entrants(experiment, trained),
         out,
@@ -75,9 +75,9 @@ def command(
     )
     show_usage(experiment)
     if as_json:
-        typer.echo(json.dumps(to_json(summaries)))
+        typer.echo(json.dumps(to_json(comparison)))
     else:
-        show_results(summaries)
+        show_results(comparison)
 
 
 def _entry(name: str) -> str:

@@ -1,6 +1,7 @@
 """A comparison of methods, run and written to a directory.
 
-``results.json`` and ``results.md`` hold the table, the former beside the settings it was made with;
+``results.json``, ``.csv``, ``.md`` and ``.tex`` hold the tables, the first beside the settings they
+were made with;
 ``episodes.jsonl`` holds every episode with its score, and is what a killed comparison goes on from.
 """
 
@@ -17,12 +18,13 @@ from searchrl.agents.agent import Agent
 from searchrl.data.questions import Question, read_questions
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
+from searchrl.evaluation.datasets import Comparison, compare_scores
 from searchrl.evaluation.episode_log import EpisodeLog
 from searchrl.evaluation.runner import Evaluated, evaluate
-from searchrl.evaluation.table import MethodSummary, summarise, to_json, to_markdown
-from searchrl.experiment import Experiment, Split
+from searchrl.evaluation.written import to_csv, to_json, to_latex, to_markdown
+from searchrl.experiment import Experiment, Split, first_of_all, first_of_each
 from searchrl.models.weights import model_identity
-from searchrl.recipe import Recipe, SynthWikiData
+from searchrl.recipe import Data, Recipe, SynthWikiData, method_of
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 """Opens a display for one activity: its label and its number of units."""
@@ -35,18 +37,17 @@ def check_evaluation(recipe: Recipe) -> None:
         InputError: no method or one twice, fewer held-out questions than are asked for, or a
             question without gold passages where the oracle needs them.
     """
-    data, methods = recipe.data.test, recipe.evaluation.methods
+    methods, wanted = recipe.evaluation.methods, recipe.evaluation.questions
     if not methods or len(set(methods)) < len(methods):
         raise InputError("evaluation.methods: name at least one method, and each once")
-    wanted = recipe.evaluation.questions
-    if isinstance(data, SynthWikiData):
-        there = data.questions
-    else:
-        questions = read_questions(data.questions, data.limit)
-        there = len(questions)
-        if "oracle" in methods:
-            _check_gold(data.questions, questions[:wanted])
-    if there < wanted:
+    gold = any(method_of(entry) == "oracle" for entry in methods)
+    if recipe.data.datasets:
+        for dataset in recipe.data.datasets.values():
+            _check_data(dataset, first_of_all, wanted, gold)
+        return
+    first = first_of_each if recipe.several_datasets else first_of_all
+    there = _check_data(recipe.data.test, first, wanted, gold)
+    if there < wanted and not recipe.several_datasets:
         raise InputError(
             f"evaluation.questions is {wanted} and data.test has {there}; "
             f"set evaluation.questions (--n) to {there} or less"
@@ -68,6 +69,21 @@ class Entrant:
     settings: Mapping[str, Any]
 
 
+def _check_data(
+    data: Data,
+    first: Callable[[Sequence[Question], int], Sequence[Question]],
+    wanted: int,
+    gold: bool,
+) -> int:
+    """How many questions there are, those that are wanted with gold passages where need be."""
+    if isinstance(data, SynthWikiData):
+        return data.questions
+    questions = read_questions(data.questions, data.limit)
+    if gold:
+        _check_gold(data.questions, first(questions, wanted))
+    return len(questions)
+
+
 def compare(
     experiment: Experiment,
     entrants: Sequence[Entrant],
@@ -75,7 +91,7 @@ def compare(
     progress: Progress,
     searcher: str | None = None,
     restart: bool = False,
-) -> list[MethodSummary]:
+) -> Comparison:
     """Run methods over the held-out questions, one after another, and write the results.
 
     What a comparison killed before has finished there is not run again.
@@ -91,31 +107,35 @@ def compare(
     Raises:
         InputError: a method has finished questions there with other settings.
     """
-    questions = experiment.test.questions[: experiment.recipe.evaluation.questions]
+    splits = experiment.held_out
+    questions = [question for split in splits for question in split.questions]
     shared = shared_settings(experiment)
     settings = {entrant.name: {**shared, **entrant.settings} for entrant in entrants}
     with EpisodeLog.open(out, settings, restart) as log:
         for entrant in entrants:
-            _run(entrant, experiment, questions, log, progress)
+            _run(entrant, experiment, log, progress)
         scores = log.arrange([entrant.name for entrant in entrants], questions)
-    summaries = summarise(scores)
+    comparison = compare_scores(scores, experiment.recipe.several_datasets)
     record = _settings(experiment, searcher)
-    write_json(out / "results.json", to_json(summaries) | {"settings": record})
-    write_text(out / "results.md", to_markdown(summaries))
-    return summaries
+    write_json(out / "results.json", to_json(comparison) | {"settings": record})
+    write_text(out / "results.csv", to_csv(comparison))
+    write_text(out / "results.md", to_markdown(comparison))
+    write_text(out / "results.tex", to_latex(comparison))
+    return comparison
 
 
 def shared_settings(experiment: Experiment) -> dict[str, Any]:
     """What the scores of every method depend on; the device is not among it."""
     recipe = experiment.recipe
     sections = recipe.model_dump(mode="json", include={"retriever", "rerank", "judge"})
+    held_out = "datasets" if recipe.data.datasets else "test"
     if recipe.judge is not None:
         sections["judge"]["model"] = model_identity(recipe.judge)
     shared = {
         "decoding": "greedy",
         "generator": experiment.generator.fingerprint,
         "generator_weights": model_identity(recipe.generator),
-        "data": recipe.data.test.model_dump(mode="json"),
+        "data": recipe.data.model_dump(mode="json", include={held_out}),
         "rag_k": recipe.reward.rag_k,
         **sections,
     }
@@ -128,20 +148,13 @@ def _without_device(value: Any) -> Any:
     return {key: _without_device(inner) for key, inner in value.items() if key != "device"}
 
 
-def _run(
-    entrant: Entrant,
-    experiment: Experiment,
-    questions: Sequence[Question],
-    log: EpisodeLog,
-    progress: Progress,
-) -> None:
-    """Let a method finish what it owes; its agent is opened only where there is something."""
-    owed = log.owed(entrant.name, questions)
-    done = len(questions) - len(owed)
-    with progress(f"evaluating {entrant.name}", len(questions)) as advance:
+def _run(entrant: Entrant, experiment: Experiment, log: EpisodeLog, progress: Progress) -> None:
+    """Let a method finish what it owes; an agent is opened only where there is something."""
+    owed = [(split, log.owed(entrant.name, split.questions)) for split in experiment.held_out]
+    total = sum(len(split.questions) for split in experiment.held_out)
+    done = total - sum(len(questions) for _, questions in owed)
+    with progress(f"evaluating {entrant.name}", total) as advance:
         advance(done, "")
-        if not owed:
-            return
 
         def finished(item: Evaluated) -> None:
             nonlocal done
@@ -149,10 +162,11 @@ def _run(
             done += 1
             advance(done, "")
 
-        agent = entrant.open(experiment.test)
-        asyncio.run(
-            evaluate(agent, entrant.name, owed, experiment.generator, experiment.judge, finished)
-        )
+        for split, questions in owed:
+            if questions:
+                agent, name = entrant.open(split), entrant.name
+                judges = experiment.generator, experiment.judge
+                asyncio.run(evaluate(agent, name, questions, *judges, finished))
 
 
 def _settings(experiment: Experiment, searcher: str | None) -> dict[str, Any]:
