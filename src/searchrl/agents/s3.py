@@ -132,11 +132,11 @@ class S3Agent:
                 options.boolean_queries,
             )
 
-        [found] = await self._retriever.search([question.text], options.initial_k)
+        [found] = await self._retriever.search([question.query], options.initial_k)
         budget = min(options.max_prompt_tokens, transcript.room)
         shown = fit_hits(found, budget, prompt, lambda text: len(transcript.render(text)))
         hits = tuple(found[: len(shown)])
-        episode.initial = Turn(Action(ActionKind.SEARCH, query=question.text), hits)
+        episode.initial = Turn(Action(ActionKind.SEARCH, query=question.query), hits)
         transcript.open(prompt(shown))
 
     async def _search_loop(self, episode: Episode, transcript: Transcript) -> None:

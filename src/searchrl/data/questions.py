@@ -1,8 +1,9 @@
 """Questions with gold answers, and the line form they are stored in.
 
-``{"id","question","golden_answers"}`` with optional ``supporting_ids`` (gold passages), ``hops``
-and ``source``. A question without a gold answer is refused where it is read, with its line number:
-later, it would only be a reward that is always zero.
+``{"id","question","golden_answers"}`` with optional ``supporting_ids`` (gold passages), ``hops``,
+``source`` and ``retrieval_query`` (what retrieval is asked in the place of the question). A
+question without a gold answer is refused where it is read, with its line number: later, it would
+only be a reward that is always zero.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Question:
         gold_ids: ids of the passages that together hold the answer, in the order of the reasoning;
             empty when the dataset does not say.
         hops: number of passages the answer needs; 0 when unknown.
+        own_query: what a retrieval with the question asks for; the text itself when empty.
     """
 
     id: str
@@ -37,10 +39,16 @@ class Question:
     source: str = "unknown"
     gold_ids: tuple[str, ...] = ()
     hops: int = 0
+    own_query: str = ""
+
+    @property
+    def query(self) -> str:
+        """What a retrieval with the question asks for."""
+        return self.own_query or self.text
 
     def to_row(self) -> dict[str, Any]:
         """The line that ``read_questions`` reads back to an equal question."""
-        return {
+        row = {
             "id": self.id,
             "question": self.text,
             "golden_answers": list(self.answers),
@@ -48,6 +56,7 @@ class Question:
             "supporting_ids": list(self.gold_ids),
             "hops": self.hops,
         }
+        return row | ({"retrieval_query": self.own_query} if self.own_query else {})
 
 
 def read_questions(path: Path, limit: int | None = None) -> list[Question]:
@@ -80,6 +89,11 @@ def question_from_row(row: dict[str, Any], where: str) -> Question:
     hops = row.get("hops", 0)
     if not isinstance(hops, int) or isinstance(hops, bool):
         raise InputError(f'{where}: field "hops" is {type(hops).__name__}, not an integer')
+    query = row.get("retrieval_query", "")
+    if not isinstance(query, str):
+        raise InputError(
+            f'{where}: field "retrieval_query" is {type(query).__name__}, not a string'
+        )
     return Question(
         id=str(identifier),
         text=text,
@@ -87,6 +101,7 @@ def question_from_row(row: dict[str, Any], where: str) -> Question:
         source=str(row.get("source", "unknown")),
         gold_ids=_strings(row, "supporting_ids", where, required=False),
         hops=hops,
+        own_query=query,
     )
 
 
