@@ -77,6 +77,23 @@ def test_it_is_compared_on_its_own_answer_and_on_the_generators(recipe: Path, ru
     assert "Context handed to the generator" not in page
 
 
+def test_searchers_are_given_to_methods_by_name(recipe: Path, run: Path, tmp_path: Path) -> None:
+    final = run / "checkpoints" / "final"
+    arguments = ["evaluate", recipe, "--methods", "search-r1:a,search-r1:b,r1,s3", "--n", "2"]
+    given = ["--searcher", f"search-r1:a={run}", "--searcher", f"r1={final}", "--out", tmp_path]
+    good(*arguments, *given, *ONE_THREAD)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["methods"]) == ["search_r1:a", "search_r1:b", "r1", "s3"]
+    searchers = results["settings"]["recipe"]["evaluation"]["searchers"]
+    assert searchers == {"search_r1:a": str(run), "r1": str(final)}
+    twice = ("--searcher", f"r1={run}", "--searcher", f"r1={final}")
+    assert "r1 has one already" in refused(*arguments, *twice, "--out", tmp_path)
+    twice = ("--searcher", run, "--searcher", final)
+    assert "name the method, as in --searcher s3=" in refused(*arguments, *twice, "--out", tmp_path)
+    nothing = ("--searcher", f"s3={tmp_path}", "--out", tmp_path)
+    assert f"{tmp_path}: no trained searcher there" in refused(*arguments, *nothing)
+
+
 def test_the_demo_takes_it(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     small = ("--set", "reward.kind=f1", "--seed", "3")

@@ -9,8 +9,9 @@ settings is refused, never reused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ from searchrl.models.options import HttpModelOptions, LocalModelOptions
 from searchrl.models.protocol import ChatModel, LanguageModel
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.recipe import (
+    Data,
     HttpRetrieverOptions,
     HttpSearcher,
     LocalSearcher,
@@ -91,6 +93,26 @@ class Experiment:
     def test(self) -> Split:
         """What is held out."""
         return self._split("test")
+
+    @cached_property
+    def held_out(self) -> tuple[Split, ...]:
+        """What is evaluated: ``test``, or the datasets of the recipe, questions named after them.
+
+        The first ``evaluation.questions``, of each dataset where there are several.
+        """
+        wanted, datasets = self.recipe.evaluation.questions, self.recipe.data.datasets
+        if not datasets:
+            first = first_of_each if self.recipe.several_datasets else first_of_all
+            return (replace(self.test, questions=first(self.test.questions, wanted)),)
+        splits: list[Split] = []
+        retrievers: dict[tuple[Path, Path | None], Retriever] = {}
+        for name, data in datasets.items():
+            questions, corpus, index, home = self._data(data, Path("datasets") / name)
+            if (corpus, index) not in retrievers:
+                retrievers[corpus, index] = self._reranked(self._retriever(corpus, index, home))
+            named = tuple(replace(question, source=name) for question in questions[:wanted])
+            splits.append(Split(named, corpus, retrievers[corpus, index]))
+        return tuple(splits)
 
     @cached_property
     def reader(self) -> LanguageModel:
@@ -261,13 +283,16 @@ class Experiment:
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test
+        questions, corpus, index, home = self._data(data, Path(name))
+        return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
+
+    def _data(self, data: Data, name: Path) -> tuple[tuple[Question, ...], Path, Path | None, Path]:
+        """Questions, corpus, a given index, and where what is made of them goes."""
         home = self.directory / "data" / name
         if isinstance(data, SynthWikiData):
-            questions, corpus, index = _synthwiki(data, home), home / "corpus.jsonl", None
-        else:
-            questions = tuple(read_dataset(data.questions, limit=data.limit))
-            corpus, index = data.corpus, data.index
-        return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
+            return _synthwiki(data, home), home / "corpus.jsonl", None, home
+        questions = tuple(read_dataset(data.questions, limit=data.limit))
+        return questions, data.corpus, data.index, home
 
     def _retriever(self, corpus: Path, index: Path | None, home: Path) -> Retriever:
         options = self.recipe.retriever
@@ -289,6 +314,22 @@ class Experiment:
     def _cross_encoder(self) -> CrossEncoder | None:
         options = self.recipe.rerank
         return None if options is None else load_cross_encoder(options)
+
+
+def first_of_all(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
+    """The first questions, whatever their source."""
+    return tuple(questions[:count])
+
+
+def first_of_each(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
+    """The first questions of each source, in their order."""
+    seen: Counter[str] = Counter()
+    kept: list[Question] = []
+    for question in questions:
+        seen[question.source] += 1
+        if seen[question.source] <= count:
+            kept.append(question)
+    return tuple(kept)
 
 
 def _synthwiki(data: SynthWikiData, home: Path) -> tuple[Question, ...]:

@@ -1,8 +1,9 @@
 """Questions with gold answers, and the line form they are stored in.
 
 ``{"id","question","golden_answers"}`` with optional ``supporting_ids`` (gold passages), ``hops``,
-``source`` and ``reward``. A question without a gold answer is refused where it is read, with its
-line number: later, it would only be a reward that is always zero.
+``source``, ``reward`` and ``retrieval_query`` (what retrieval is asked in the place of the
+question). A question without a gold answer is refused where it is read, with its line number:
+later, it would only be a reward that is always zero.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Question:
             empty when the dataset does not say.
         hops: number of passages the answer needs; 0 when unknown.
         reward: what its answers are to be scored by, for recipes that leave that to the questions.
+        own_query: what a retrieval with the question asks for; the text itself when empty.
     """
 
     id: str
@@ -43,6 +45,12 @@ class Question:
     gold_ids: tuple[str, ...] = ()
     hops: int = 0
     reward: QuestionReward | None = None
+    own_query: str = ""
+
+    @property
+    def query(self) -> str:
+        """What a retrieval with the question asks for."""
+        return self.own_query or self.text
 
     def to_row(self) -> dict[str, Any]:
         """The line that ``read_questions`` reads back to an equal question."""
@@ -54,7 +62,11 @@ class Question:
             "supporting_ids": list(self.gold_ids),
             "hops": self.hops,
         }
-        return row if self.reward is None else {**row, "reward": self.reward}
+        if self.reward is not None:
+            row["reward"] = self.reward
+        if self.own_query:
+            row["retrieval_query"] = self.own_query
+        return row
 
 
 def read_questions(path: Path, limit: int | None = None) -> list[Question]:
@@ -87,6 +99,11 @@ def question_from_row(row: dict[str, Any], where: str) -> Question:
     hops = row.get("hops", 0)
     if not isinstance(hops, int) or isinstance(hops, bool):
         raise InputError(f'{where}: field "hops" is {type(hops).__name__}, not an integer')
+    query = row.get("retrieval_query", "")
+    if not isinstance(query, str):
+        raise InputError(
+            f'{where}: field "retrieval_query" is {type(query).__name__}, not a string'
+        )
     return Question(
         id=str(identifier),
         text=text,
@@ -95,6 +112,7 @@ def question_from_row(row: dict[str, Any], where: str) -> Question:
         gold_ids=_strings(row, "supporting_ids", where, required=False),
         hops=hops,
         reward=named_reward(row.get("reward"), "reward", where),
+        own_query=query,
     )
 
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from searchrl.data.mirage import own_query
 from searchrl.data.questions import Question, QuestionReward, named_reward
 from searchrl.data.storage import atomic_write
 from searchrl.errors import InputError
@@ -48,14 +49,17 @@ def question_from_verl(row: Mapping[str, Any], where: str, place: int | None = N
     hops = row.get("hops") or 0
     if not isinstance(hops, int):
         raise InputError(f'{where}: field "hops" is not an integer')
+    text = _question(row, extra, where)
+    query = row.get("retrieval_query")
     return Question(
         id=_identifier(row, extra, source, where, place),
-        text=_question(row, extra, where),
+        text=text,
         answers=_answers(row, where),
         source=source,
         gold_ids=_strings(row.get("supporting_ids"), "supporting_ids", where),
         hops=hops,
         reward=_reward(row, extra, where),
+        own_query=query if isinstance(query, str) else own_query(source, text),
     )
 
 
@@ -85,6 +89,7 @@ def verl_row(question: Question, index: int, split: str, instruction: str = "") 
         },
         "supporting_ids": list(question.gold_ids),
         "hops": question.hops,
+        "retrieval_query": question.own_query,
     }
 
 
@@ -148,6 +153,7 @@ def _schema() -> Any:
             ("extra_info", extra),
             ("supporting_ids", texts),
             ("hops", pa.int64()),
+            ("retrieval_query", text),
         ]
     )
 
