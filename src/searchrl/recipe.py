@@ -55,6 +55,7 @@ from searchrl.training.options import (
     RolloutOptions,
     RunOptions,
     SupervisedOptions,
+    TrackingOptions,
 )
 
 MODELLESS = frozenset({"direct", "rag", "oracle"})
@@ -347,6 +348,7 @@ class Recipe(Options):
     learning: LearningOptions = LearningOptions()
     run: RunOptions = RunOptions()
     guards: GuardOptions = GuardOptions()
+    tracking: TrackingOptions = TrackingOptions()
     supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     ircot: IrcotOptions = IrcotOptions()

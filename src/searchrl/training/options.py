@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from searchrl.options import Options
+from searchrl.reporting.services import Service
 from searchrl.training.averaging import Average
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
@@ -198,3 +199,12 @@ class GuardOptions(Options):
     """Warn when a larger share of the episodes meets a failed service, likewise."""
     patience: PositiveInt = 3
     """Steps that a state has to last where one step says little."""
+
+
+class TrackingOptions(Options):
+    """Where metrics go besides ``metrics.jsonl``; a resumed run may change these."""
+
+    services: tuple[Service, ...] = ()
+    """Services that get every step's metrics; each is an extra of its name."""
+    project: str = "searchrl"
+    """The project that runs are gathered in."""

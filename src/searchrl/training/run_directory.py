@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,13 @@ class RunDirectory:
         """Write ``STATUS``."""
         write_text(self.path / "STATUS", status + "\n")
 
+    def identity(self) -> str:
+        """What tells this run from all others, wherever it is known; the same when resumed."""
+        file = self.path / "ID"
+        if not file.is_file():
+            write_text(file, secrets.token_hex(8) + "\n")
+        return file.read_text(encoding="utf-8").strip()
+
     def write_episodes(self, step: int, episodes: Iterable[Episode]) -> None:
         """Keep the episodes of a step for reading."""
         rows = (episode.to_row() for episode in episodes)
@@ -118,13 +126,13 @@ class RunDirectory:
         if changed:
             raise InputError(
                 f"{self.config}: differs from the recipe in {', '.join(changed)}; "
-                "a resumed run may change run.steps and guards only"
+                "a resumed run may change run.steps, guards and tracking only"
             )
 
 
 def _may_change(key: str) -> bool:
     """Whether a resumed run is the same run with another value here."""
-    return key == "run.steps" or key.startswith("guards.")
+    return key == "run.steps" or key.startswith(("guards.", "tracking."))
 
 
 def _environment() -> dict[str, str | int | None]:

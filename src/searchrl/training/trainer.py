@@ -21,6 +21,8 @@ from searchrl.data.questions import Question
 from searchrl.errors import InputError, UnstableError
 from searchrl.experiment import Experiment
 from searchrl.reporting.metrics_log import MetricsLog, read_metrics
+from searchrl.reporting.services import open_sinks
+from searchrl.reporting.sinks import CLOSE_SECONDS, RunFacts, Sinks
 from searchrl.rewards.custom import load_function
 from searchrl.rewards.gain import scoring_fingerprint, unsolved
 from searchrl.rewards.protocol import RewardFunction
@@ -104,6 +106,7 @@ class _Trainer:
         self._done = self._saved = 0
         """Steps that are whole, with weights and metrics, and those that a checkpoint holds."""
         self._updating = False
+        self._sinks = Sinks(())
 
     def run(self, on_step: OnStep) -> Path:
         """All steps from the last checkpoint on."""
@@ -116,6 +119,8 @@ class _Trainer:
                     self._save_checkpoint()
                     logger.warning("step %d is saved; --resume goes on from it", self._done)
                 raise
+            finally:
+                self._sinks.close(0.0 if self._interruption.insisted else CLOSE_SECONDS)
 
     async def _run(self, on_step: OnStep) -> Path:
         recipe = self._recipe
@@ -125,6 +130,7 @@ class _Trainer:
         reward = self._experiment.reward()
         log = MetricsLog(self._run_directory.metrics)
         self._start(log)
+        self._sinks = self._open_sinks()
         for step in range(self._done, recipe.run.steps):
             seed_global_streams(derive_seed(recipe.seed, "global", step))
             rollout, metrics = await self._roll_out(agent, reward, questions, step)
@@ -135,6 +141,7 @@ class _Trainer:
                 metrics |= guard_metrics(verdicts)
                 self._history.append(metrics)
                 log.append(step + 1, metrics)
+                self._sinks.log(step + 1, metrics)
                 kept = rollout.episodes[: recipe.run.keep_episodes]
                 self._run_directory.write_episodes(step + 1, kept)
                 _heed(verdicts, self._history, step + 1)
@@ -168,6 +175,20 @@ class _Trainer:
         self._run_directory.drop_episodes_after(self._done)
         if log.path.is_file():
             self._history += read_metrics(log.path)
+
+    def _open_sinks(self) -> Sinks:
+        recipe, directory = self._recipe, self._run_directory
+        if not recipe.tracking.services:
+            return Sinks(())
+        facts = RunFacts(
+            project=recipe.tracking.project,
+            name=directory.path.resolve().name,
+            identity=directory.identity(),
+            directory=directory.path,
+            config=recipe.model_dump(mode="json"),
+            step=self._done,
+        )
+        return open_sinks(recipe.tracking.services, facts)
 
     def _save_checkpoint(self) -> None:
         save_checkpoint(
