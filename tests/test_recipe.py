@@ -99,6 +99,24 @@ def test_search_r1_recipes_have_the_originals_numbers(
         assert (agent.k, agent.max_turns, agent.announce_budget) == (3, 4, False)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_the_deployment_guides_recipes_have_its_numbers(algorithm: str) -> None:
+    recipe = load_recipe(f"qwen3-0.6b-{algorithm}")
+    rollout, learning, agent = recipe.rollout, recipe.learning, recipe.agent
+    assert recipe.searcher.model == "Qwen/Qwen3-0.6B"
+    assert rollout.questions_per_step * rollout.group_size == 32
+    assert 32 // learning.mini_batches == 16
+    assert (learning.algorithm, learning.learning_rate) == (algorithm, 5e-6)
+    assert (agent.kind, agent.max_prompt_tokens, agent.max_response_tokens) == (
+        "search_r1",
+        2048,
+        256,
+    )
+    assert (recipe.run.steps, recipe.reward.kind) == (100, "per_question")
+    # A reference model would be one more copy in the memory of a small GPU.
+    assert learning.kl_coefficient == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -112,6 +130,7 @@ def test_search_r1_recipes_have_the_originals_numbers(
         (["reward.function=a:b"], "reward: .*go together"),
         (["evaluation.methods=['serch_r1']"], "not 'serch_r1'; did you mean search_r1"),
         (["reward.kind=exact"], "did you mean exact_match"),
+        (["agent.kind=search_r1", "searcher.thinking=false"], "leave out searcher.thinking"),
     ],
 )
 def test_agents_and_rewards_go_together(overrides: list[str], said: str, tmp_path: Path) -> None:

@@ -179,6 +179,16 @@ def searcher_path(path: Path) -> Path:
     raise InputError(f"{path}: no trained searcher there; expected a run directory or a checkpoint")
 
 
+def run_of(path: Path) -> Path | None:
+    """The run directory that a searcher's path is, or lies in; ``None`` for a lone checkpoint."""
+    path = path.resolve()
+    for run in (path, *path.parents[1:3]):
+        within = path.relative_to(run).parts
+        if within[:1] in ((), ("checkpoints",)) and (run / "checkpoints").is_dir():
+            return run if (run / "config.json").is_file() else None
+    return None
+
+
 def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:
     for path in folder.glob("step_*") if folder.is_dir() else ():
         match = _STEP.fullmatch(path.name)

@@ -36,6 +36,8 @@ class LearningOptions(Options):
     """AdamW's, for the critic."""
     critic_warmup_steps: NonNegativeInt = 0
     """Steps over which the critic's rate rises linearly."""
+    final_rate: float = Field(1.0, ge=0, le=1)
+    """Share of both rates that is left at the end; they fall to it linearly after the warm-up."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, for both."""
     clip_low: PositiveFloat = 0.2
@@ -84,7 +86,7 @@ class LearningOptions(Options):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     tokens_per_micro_batch: PositiveInt = 16_384
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass; what episodes share counts once."""
     autocast: bool = False
     """Compute the update in bfloat16; weights and optimizer stay as they are."""
 

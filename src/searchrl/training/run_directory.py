@@ -6,7 +6,6 @@ cancelled. A run directory has one writer at a time; a second process is refused
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -16,14 +15,15 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from searchrl.agents.episode import Episode
 from searchrl.data.jsonl import write_jsonl
+from searchrl.data.locks import hold
 from searchrl.data.questions import Question
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe, leaves, load_recipe
 
 Status = Literal["started", "success", "error", "cancelled"]
 _PACKAGES = ("searchrl", "torch", "transformers", "PyStemmer", "regex", "numpy")
@@ -49,7 +49,7 @@ class RunDirectory:
             InputError: the directory holds another run, or this one without ``resume``, or a
                 resumed run whose recipe differs in what it learns, or another process has it.
         """
-        with self._lock():
+        with hold(self.path, ".lock", "writing this run"):
             self._check(recipe, resume)
             write_json(self.config, recipe.model_dump(mode="json"))
             write_json(self.path / "env.json", _environment())
@@ -116,8 +116,8 @@ class RunDirectory:
             raise InputError(
                 f"{self.path}: holds a run already; add --resume or choose another --out"
             )
-        before = _leaves(load_recipe(str(self.config)).model_dump(mode="json"))
-        after = _leaves(recipe.model_dump(mode="json"))
+        before = leaves(load_recipe(str(self.config)).model_dump(mode="json"))
+        after = leaves(recipe.model_dump(mode="json"))
         changed = [
             f"{key} ({before.get(key)} there, {after.get(key)} now)"
             for key in sorted(before.keys() | after.keys())
@@ -129,49 +129,10 @@ class RunDirectory:
                 "a resumed run may change run.steps, guards and tracking only"
             )
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
-            ) from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                handle.seek(0)
-                holder = handle.read().strip() or "another process"
-                raise InputError(f"{self.path}: {holder} is writing this run") from error
-            except OSError as error:
-                raise InputError(
-                    f"{self.path}: its file system has no locks ({error.strerror}); "
-                    "choose an --out on another"
-                ) from error
-            # The system frees the lock of a process that has ended, however it did. What it wrote
-            # here stays, and is replaced by whoever holds the lock next.
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {platform.node()}\n")
-            handle.flush()
-            yield
-
 
 def _may_change(key: str) -> bool:
     """Whether a resumed run is the same run with another value here."""
     return key == "run.steps" or key.startswith(("guards.", "tracking."))
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
 
 
 def _environment() -> dict[str, str | int | None]:

@@ -98,6 +98,7 @@ class _Trainer:
             self._recipe.learning,
             self._recipe.rollout.temperature,
             experiment.searcher().model if needs_reference else None,
+            self._recipe.run.steps,
         )
 
         self._interruption = Interruption()
