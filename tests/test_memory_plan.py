@@ -60,7 +60,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def kept_for_backward(model: PreTrainedModel, call: Any) -> int:
+def kept_for_backward(model: torch.nn.Module, call: Any) -> int:
     """Bytes that a forward pass keeps, weights aside."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held: dict[int, torch.Tensor] = {}
@@ -84,27 +84,31 @@ def test_weights_are_counted_exactly(name: str) -> None:
     assert shape(model).trunk + SIZES["hidden_size"] == count(Critic(model))
 
 
+def packed(model: PreTrainedModel) -> TokenBatch:
+    episodes = [episode(n, 1.0, (("prompt", 60), ("model", 40))) for n in range(4)]
+    return TokenBatch.of(episodes, model.device)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
 def test_activations_are_what_is_kept_for_the_backward_pass(name: str, autocast: bool) -> None:
-    model, tokens = MODELS[name](), torch.zeros(4, 64, dtype=torch.long)
+    model = MODELS[name]()
+    critic, batch = Critic(model), packed(model)
 
     def call() -> Any:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return model.model(input_ids=tokens, use_cache=False).last_hidden_state
+            return critic(batch)
 
-    kept = kept_for_backward(model, call)
-    assert activation_bytes(shape(model), tokens.numel(), autocast) == pytest.approx(kept, rel=0.01)
+    kept = kept_for_backward(critic, call)
+    tokens = len(batch.tree.token_ids)
+    assert activation_bytes(shape(model), tokens, autocast) == pytest.approx(kept, rel=0.02)
 
 
 def test_the_head_needs_twice_what_it_keeps() -> None:
     model = Qwen3ForCausalLM(Qwen3Config(**SIZES | {"vocab_size": 2000, "num_hidden_layers": 1}))
-    batch = TokenBatch.of([episode(n, 1.0, (("prompt", 4), ("model", 40))) for n in range(4)],
-                          model.device)  # fmt: skip
+    critic, batch = Critic(model), packed(model)
     whole = kept_for_backward(model, lambda: token_logprobs(model, batch, 0.7))
-    trunk = kept_for_backward(
-        model, lambda: model.model(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state
-    )
+    trunk = kept_for_backward(critic, lambda: critic(batch))
     assert whole - trunk <= head_bytes(shape(model), 160) <= 2.2 * (whole - trunk)
 
 
@@ -167,7 +171,7 @@ def plan(name: str, *overrides: str) -> dict[str, Part]:
 
 
 def test_a_plan_has_the_parts_that_its_algorithm_needs() -> None:
-    grpo, ppo = plan("tiny-grpo"), plan("tiny-ppo")
+    grpo, ppo = plan("tiny-grpo", "learning.kl_coefficient=0"), plan("tiny-ppo")
     assert ppo.keys() - grpo.keys() == {"critic, weights", "reference, weights"}
     weights = ppo["searcher, weights"].bytes
     critic = ppo["critic, weights"].bytes
@@ -194,8 +198,10 @@ def test_a_plan_follows_its_recipe(tmp_path: Path) -> None:
 
     half = ("generator.dtype=bfloat16",)
     assert part("generator, weights", *half) == before("generator, weights") // 2
-    smaller = part("activations", "learning.tokens_per_micro_batch=4096")
-    assert smaller == pytest.approx(before("activations") / 4, rel=0.01)
+    whole, half_of_it = (
+        part("activations", f"learning.tokens_per_micro_batch={n}") for n in (8192, 4096)
+    )
+    assert half_of_it == pytest.approx(whole / 2, rel=0.01)
     fewer = part("searcher, key-value cache", "rollout.questions_per_step=8")
     assert fewer == before("searcher, key-value cache") / 2
     served = plan("tiny-grpo", 'generator={kind="http", url="http://h/v1", model="m"}')
@@ -232,8 +238,8 @@ class TestCommand:
         lines = outcome.stdout.splitlines()
         assert lines[0].split() == ["searcher,", "weights", "cpu", "7.4", "MiB", "1,944,128",
                                     "weights"]  # fmt: skip
-        assert lines[-1].startswith("cpu: needs 2.")
-        assert lines[-1].endswith(", 64.0 GiB are free; fits")
+        assert lines[-1].startswith("cpu: needs ")
+        assert lines[-1].endswith(" GiB, 64.0 GiB are free; fits")
 
     def test_what_does_not_fit_ends_with_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free(monkeypatch, 1 << 30)

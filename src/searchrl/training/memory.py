@@ -1,7 +1,7 @@
 """How many bytes training needs, as formulas over a decoder's shape.
 
-Activations are what PyTorch keeps for the backward pass of transformers' modules with its fused
-attention, term by term; the tests compare them with what it really keeps. Allocators and libraries
+Activations are what PyTorch keeps for the backward pass of transformers' modules on packed rows,
+term by term; the tests compare them with what it really keeps. Allocators and libraries
 add their own, so a plan that fits with nothing to spare does not fit.
 """
 
@@ -29,15 +29,17 @@ def activation_bytes(shape: Shape, tokens: int, autocast: bool) -> int:
     stream = 6.5 if autocast else 6.0
     # Gate, its activation, up, and their product.
     mlp = 2.0 if autocast else 4.0
-    # Attention keeps queries, keys, values and its output; norms a head keep two more of the first.
+    # Attention keeps queries, keys, values, and its output twice, as it joins it and as the next
+    # matrix reads it; norms a head keep two more of queries and keys.
     attention = (1.0 if autocast else 2.0) + (
         (1.5 if autocast else 2.0) if shape.head_norms else 0.0
     )
+    output = 0.5 if autocast else 1.0
     scales = 2 + shape.heads + (heads if shape.head_norms else 0)
     a_token = (
         stream * shape.hidden
         + mlp * shape.intermediate
-        + attention * heads * shape.head_size
+        + (attention * heads + output * shape.heads) * shape.head_size
         + scales
     )
     copies = HALF * shape.layers * shape.linear if autocast else 0
