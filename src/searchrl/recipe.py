@@ -35,6 +35,7 @@ from searchrl.agents.prompts import Style
 from searchrl.agents.s3 import S3Options
 from searchrl.agents.search_o1 import SearchO1Options
 from searchrl.agents.trained import AgentOptions
+from searchrl.distributed.options import VerlOptions
 from searchrl.errors import InputError
 from searchrl.models.options import HttpModelOptions, LocalModelOptions
 from searchrl.options import Options
@@ -287,6 +288,7 @@ class Recipe(Options):
     rollout: RolloutOptions = RolloutOptions()
     learning: LearningOptions = LearningOptions()
     run: RunOptions = RunOptions()
+    verl: VerlOptions = VerlOptions()
     supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     ircot: IrcotOptions = IrcotOptions()

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 
 from searchrl.agents.episode import ActionKind, EndReason
 from searchrl.agents.trained import open_agent
-from searchrl.data.questions import Question
 from searchrl.errors import InputError
 from searchrl.experiment import Experiment
 from searchrl.reporting.metrics_log import MetricsLog
 from searchrl.rewards.custom import load_function
-from searchrl.rewards.gain import scoring_fingerprint, unsolved
 from searchrl.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -28,7 +26,7 @@ from searchrl.training.checkpoint import (
     save_final,
 )
 from searchrl.training.learner import Learner, Metrics
-from searchrl.training.precompute import precompute
+from searchrl.training.questions import training_questions
 from searchrl.training.rollout import Rollout, collect, questions_of_step
 from searchrl.training.run_directory import RunDirectory
 
@@ -85,7 +83,7 @@ class _Trainer:
     async def run(self, on_step: OnStep) -> Path:
         """All steps from the last checkpoint on."""
         recipe, tokenizer = self._recipe, self._searcher.tokenizer
-        questions = await self._questions()
+        questions = await training_questions(self._experiment)
         self._run.pin_questions(questions)
         agent = open_agent(recipe.agent, self._searcher, self._experiment.train.retriever)
         reward = self._experiment.reward()
@@ -127,21 +125,6 @@ class _Trainer:
         log.truncate_after(step)
         self._run.drop_episodes_after(step)
         return step
-
-    async def _questions(self) -> Sequence[Question]:
-        """The training questions, without those naive RAG already solves."""
-        split, options = self._experiment.train, self._recipe.reward
-        if options.kind != "gain_beyond_rag":
-            return split.questions
-        generator, judge = self._experiment.generator, self._experiment.judge
-        cache = self._experiment.cache()
-        await precompute(split.questions, split.retriever, options.rag_k, generator, judge, cache)
-        if not options.drop_solved:
-            return split.questions
-        left = unsolved(split.questions, cache, scoring_fingerprint(generator, judge))
-        if not left:
-            raise InputError("naive RAG solves every training question; nothing is left to learn")
-        return left
 
     def _smallest_group(self) -> int:
         return 2 if self._recipe.learning.algorithm == "grpo" else 1
