@@ -3,8 +3,8 @@
 The run directory is the one ``train`` writes: the same ``config.json``, metrics by the same names,
 episodes for reading, and ``checkpoints/final``, the searcher in Hugging Face form, exchanged whole
 after every checkpoint of verl. verl's own checkpoints, from which a killed run goes on, stay in
-``verl/checkpoints``. A run that died starts again from the newest of them; how often without a step
-done in between is ``verl.restarts``. An attempt that did not get to a single step at the start of a
+``verl/checkpoints``. A run that died starts again from the newest of them; how often without a new
+one in between is ``verl.restarts``. An attempt that did not get to a single step at the start of a
 run is an error of the setting, and ends it.
 """
 
@@ -132,21 +132,31 @@ class _Follower:
         self._home = 0
 
     def run(self) -> Path:
-        begun = latest_step(self._place.checkpoints) > 0
-        failures = 0
-        while True:
-            attempt = 1 + len(list((self._run.path / "logs").glob("verl-*.log")))
-            steps, log = self._attempt(attempt)
-            if latest_step(self._place.checkpoints) >= self._recipe.run.steps:
-                self._bring_home()
-                return self._run.checkpoints / FINAL
-            reason = f"{last_error(log)}; see {log}"
-            begun, failures = begun or steps > 0, 1 if steps else failures + 1
-            if not begun:
-                raise InputError(f"verl did not get to its first step: {reason}")
-            if failures > self._recipe.verl.restarts:
-                raise InfrastructureError(f"verl died again without a step done: {reason}")
-            logger.warning("verl died and is started again: %s", reason)
+        kept = latest_step(self._place.checkpoints)
+        begun, failures = kept > 0, 0
+        while kept < self._recipe.run.steps:
+            number = 1 + len(list((self._run.path / "logs").glob("verl-*.log")))
+            steps, log = self._attempt(number)
+            before, kept = kept, latest_step(self._place.checkpoints)
+            if kept < self._recipe.run.steps:
+                begun = begun or steps > 0
+                failures = 0 if kept > before else failures + 1
+                self._judge(begun, failures, f"{last_error(log)}; see {log}")
+        self._bring_home()
+        return self._run.checkpoints / FINAL
+
+    def _judge(self, begun: bool, failures: int, reason: str) -> None:
+        """End a run that will not get further.
+
+        Raises:
+            InputError: it never did a step.
+            InfrastructureError: it was restarted as often as it may be.
+        """
+        if not begun:
+            raise InputError(f"verl did not get to its first step: {reason}")
+        if failures > self._recipe.verl.restarts:
+            raise InfrastructureError(f"verl died again without a new checkpoint: {reason}")
+        logger.warning("verl died and is started again: %s", reason)
 
     def _attempt(self, number: int) -> tuple[int, Path]:
         """Run verl once; returns how many steps it did, and its log."""

@@ -27,8 +27,8 @@ class VerlOptions(Options):
     agent_workers: PositiveInt = 8
     """Processes that run agents; each has one client of the retriever and of the generator."""
     restarts: NonNegativeInt = 3
-    """How often a run that died goes on from its last checkpoint without one step done between."""
+    """How often a run that died starts again without a new checkpoint in between."""
     stall_seconds: PositiveFloat = 1_800.0
     """A step in which no episode ends for so long is given up, and the run restarted."""
-    settings: dict[str, JsonValue] = {}
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Settings of verl by their own names, set over what the recipe is translated to."""

@@ -1,22 +1,21 @@
 """Which episodes of a step are learned from, and when a step is given up.
 
-verl's own buffer trains on a group of which one episode is left as if its reward were its advantage,
-waits for ever for a worker that died, and has no limit to failures. Here a group that is smaller
-than its baseline needs leaves the step, a step in which nothing moves ends the attempt, so that the
-run goes on from its last checkpoint, and too many failed episodes end it with the reason.
+verl's own buffer takes the reward of a group's only episode for its advantage, waits for ever for a
+worker that died, and knows no limit to failures. Here a group that is smaller than its baseline
+needs leaves the step; a step in which nothing moves ends the attempt, and the run goes on from its
+last checkpoint; too many failed episodes end it with the reason.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from searchrl.distributed.episode_facts import FACTS, means
+from searchrl.distributed.failure_rules import check_failures, groups_below, session_of
 from searchrl.errors import InfrastructureError
 
 _POLL_SECONDS = 0.2
@@ -89,27 +88,3 @@ class EpisodeSampler(ReplayBuffer):  # type: ignore[misc]
             )
         waited: float = super()._wait_for_next_poll(partition_id, last_debug_time)
         return waited
-
-
-def session_of(key: str) -> tuple[str, str]:
-    """A trajectory's group and its episode in it, from verl's ``{group}_{episode}_{row}``."""
-    group, episode, _ = key.rsplit("_", 2)
-    return group, episode
-
-
-def groups_below(sessions: Iterable[tuple[str, str]], smallest: int) -> set[str]:
-    """The groups with fewer episodes than their baseline needs."""
-    sizes = Counter(group for group, _ in sessions)
-    return {group for group, size in sizes.items() if size < smallest}
-
-
-def check_failures(failed: int, asked: int, allowed: float) -> None:
-    """See that a step did not lose too many episodes.
-
-    Raises:
-        InfrastructureError: more failed than ``allowed``, a share.
-    """
-    if failed > allowed * asked:
-        raise InfrastructureError(
-            f"{failed} of {asked} episodes met a failed service; the workers' logs say which"
-        )

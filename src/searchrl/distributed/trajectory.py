@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from searchrl.agents.episode import Episode, Segment
 
@@ -33,8 +34,8 @@ class Trajectory:
 def trajectories(episode: Episode) -> list[Trajectory]:
     """The rows of an episode, in order: one for each prompt that a sampled token follows."""
     starts = [place for place, s in enumerate(episode.segments) if s.origin == "prompt"]
-    ends = [*starts[1:], len(episode.segments)]
-    parts = [episode.segments[start:end] for start, end in zip(starts, ends, strict=True)]
+    ends = pairwise([*starts, len(episode.segments)])
+    parts = [episode.segments[start:end] for start, end in ends]
     return [_trajectory(part) for part in parts if _sampled(part)]
 
 

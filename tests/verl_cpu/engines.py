@@ -1,0 +1,12 @@
+"""verl's FSDP engines under the name of the processor."""
+
+from __future__ import annotations
+
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import (
+    FSDPEngineWithLMHead,
+    FSDPEngineWithValueHead,
+)
+
+EngineRegistry.register("language_model", ["fsdp", "fsdp2"], device="cpu")(FSDPEngineWithLMHead)
+EngineRegistry.register("value_model", ["fsdp", "fsdp2"], device="cpu")(FSDPEngineWithValueHead)
