@@ -49,10 +49,11 @@ def test_an_episode_that_said_nothing_is_no_row() -> None:
 def test_the_facts_of_a_step_are_means_over_those_that_have_them() -> None:
     one, other = episode(0, 1.0), episode(1, 0.0)
     one.turns = [Turn(Action(ActionKind.SEARCH)), Turn(Action(ActionKind.INVALID))]
+    other.turns = [Turn(Action(ActionKind.FINISH))] * 2
     one.end, other.end = EndReason.FINISHED, EndReason.TRUNCATED
     found = means([facts_of(one), facts_of(other)])
     assert found["episodes/finished"] == 0.5
     assert found["episodes/searches"] == 0.5
-    assert found["episodes/invalid_turns"] == 0.5
+    assert found["episodes/invalid_turns"] == 0.25
     assert found["episodes/response_tokens"] == 5
     assert "episodes/gold_recall" not in found

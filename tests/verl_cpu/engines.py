@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from torch.distributed.fsdp import OffloadPolicy
 from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import (
     FSDPEngineWithLMHead,
     FSDPEngineWithValueHead,
@@ -10,3 +12,5 @@ from verl.workers.engine.fsdp.transformer_impl import (
 
 EngineRegistry.register("language_model", ["fsdp", "fsdp2"], device="cpu")(FSDPEngineWithLMHead)
 EngineRegistry.register("value_model", ["fsdp", "fsdp2"], device="cpu")(FSDPEngineWithValueHead)
+# The reference model's weights wait in the machine's memory, which is where they already are.
+transformer_impl.CPUOffloadPolicy = lambda pin_memory: OffloadPolicy()

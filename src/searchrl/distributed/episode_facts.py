@@ -11,19 +11,19 @@ from searchrl.agents.episode import ActionKind, EndReason, Episode
 
 FACTS = "searchrl"
 """The extra field that holds them."""
+_TURNS, _INVALID = "turns", "invalid turns"
 
 
 def facts_of(episode: Episode) -> dict[str, float]:
-    """What is averaged; ``episodes/invalid_turns`` counts turns, the rest are an episode's own."""
+    """What is averaged over episodes, and the counts that are not."""
     facts = {
         "episodes/finished": float(episode.end is EndReason.FINISHED),
         "episodes/searches": float(episode.searches),
         "episodes/response_tokens": float(sum(episode.trainable_mask)),
         "episodes/context_passages": float(len(episode.context)),
     }
-    if episode.turns:
-        invalid = sum(turn.action.kind is ActionKind.INVALID for turn in episode.turns)
-        facts["episodes/invalid_turns"] = invalid / len(episode.turns)
+    facts[_TURNS] = float(len(episode.turns))
+    facts[_INVALID] = float(sum(t.action.kind is ActionKind.INVALID for t in episode.turns))
     if episode.reward is not None:
         facts |= {f"reward/{name}": value for name, value in episode.reward.parts.items()}
     if (recall := episode.gold_recall) is not None:
@@ -32,9 +32,11 @@ def facts_of(episode: Episode) -> dict[str, float]:
 
 
 def means(facts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each fact over the episodes that have it."""
+    """The mean of each fact over the episodes that have it; of invalid turns, over all turns."""
     values: dict[str, list[float]] = {}
     for one in facts:
         for name, value in one.items():
             values.setdefault(name, []).append(value)
-    return {name: sum(found) / len(found) for name, found in sorted(values.items())}
+    turns, invalid = (sum(values.pop(name, [])) for name in (_TURNS, _INVALID))
+    averages = {name: sum(found) / len(found) for name, found in sorted(values.items())}
+    return averages | {"episodes/invalid_turns": invalid / turns if turns else 0.0}
