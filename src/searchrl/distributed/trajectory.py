@@ -47,7 +47,9 @@ def _sampled(segments: Sequence[Segment]) -> list[int]:
 def _trajectory(segments: Sequence[Segment]) -> Trajectory:
     sampled = _sampled(segments)
     before, after = segments[: sampled[0]], segments[sampled[0] : sampled[-1] + 1]
-    response, mask, logprobs = [], [], []
+    response: list[int] = []
+    mask: list[int] = []
+    logprobs: list[float] = []
     for segment in after:
         own = segment.origin == "model"
         response += segment.token_ids

@@ -94,7 +94,7 @@ def translate(recipe: Recipe, place: Place) -> Settings:
     }
     if recipe.learning.algorithm == "ppo":
         settings |= _critic(recipe, searcher)
-    return settings | recipe.verl.settings
+    return settings | (recipe.verl.settings or {})
 
 
 def command_line(settings: Mapping[str, JsonValue]) -> list[str]:
