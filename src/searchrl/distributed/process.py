@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _GRACE_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -17,6 +20,9 @@ def running(
     command: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program in a process group of its own; the group ends with the block.
+
+    On Linux the program is also told to end when this process is killed without a word, so that
+    nothing goes on writing what another process may then take up.
 
     Args:
         command: the program and its arguments.
@@ -32,11 +38,16 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         try:
             yield process
         finally:
             _end(process)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

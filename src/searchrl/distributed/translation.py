@@ -266,6 +266,7 @@ def _trainer(recipe: Recipe, searcher: LocalSearcher, place: Place) -> Settings:
     sampler = "trainer.v1.sampler"
     variables = "ray_kwargs.ray_init.runtime_env.env_vars"
     return {
+        "hydra.run.dir": str(place.run / "logs" / "hydra"),
         "trainer.project_name": "searchrl",
         "trainer.experiment_name": recipe.name,
         "trainer.logger": ["console", "file"],
