@@ -1,6 +1,7 @@
 # make demo   trains a search agent on this machine and writes runs/demo/report.html
 # make test   formatting, types, unit tests, then the end-to-end pipeline tests
-# Both create .venv and install what they need; nothing but Python >= 3.11 and make has to be there.
+# make test-verl  the tests against verl, in .venv-verl: it wants older libraries than constraints.txt has
+# The first two create .venv and install what they need; nothing but Python >= 3.11 and make has to be there.
 
 PYTHON ?= python3
 SEED ?= 0
@@ -8,7 +9,7 @@ OUT ?= runs/demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint unit pipeline clean
+.PHONY: demo test lint unit pipeline test-verl clean
 
 demo: .venv/searchrl
 	rm -rf $(OUT)
@@ -27,6 +28,16 @@ unit: .venv/searchrl-dev
 pipeline: .venv/searchrl-dev
 	$(BIN)/python -m pytest -q -m pipeline
 
+test-verl: .venv-verl/ready
+	.venv-verl/bin/python -m pytest -q -p no:asyncio -p no:xdist -W ignore tests/verl
+
+.venv-verl/ready: pyproject.toml
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[torch,serve,verl]' \
+	    verl==0.9.1 pytest pytest-timeout hypothesis
+	touch $@
+
 # torch first and by its exact version: asked for as a dependency it may resolve to a CUDA build.
 .venv/torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -43,4 +54,4 @@ pipeline: .venv/searchrl-dev
 	touch $@
 
 clean:
-	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-verl build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

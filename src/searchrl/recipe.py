@@ -37,6 +37,7 @@ from searchrl.agents.prompts import Style
 from searchrl.agents.s3 import S3Options
 from searchrl.agents.search_o1 import SearchO1Options
 from searchrl.agents.trained import AgentOptions
+from searchrl.distributed.options import VerlOptions
 from searchrl.errors import InputError
 from searchrl.models.options import HttpModelOptions, LocalModelOptions
 from searchrl.options import Options
@@ -349,6 +350,7 @@ class Recipe(Options):
     run: RunOptions = RunOptions()
     guards: GuardOptions = GuardOptions()
     tracking: TrackingOptions = TrackingOptions()
+    verl: VerlOptions = VerlOptions()
     supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     ircot: IrcotOptions = IrcotOptions()

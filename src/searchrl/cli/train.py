@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads
+from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads, need_packages
+
+if TYPE_CHECKING:
+    from searchrl.recipe import Recipe as LoadedRecipe
+
+
+class Backend(StrEnum):
+    """What trains."""
+
+    LOCAL = "local"
+    VERL = "verl"
 
 
 def command(
@@ -19,6 +32,17 @@ def command(
     ] = False,
     threads: Threads = None,
     as_json: AsJson = False,
+    backend: Annotated[
+        Backend, typer.Option(help="What trains: this process, or verl on Ray.")
+    ] = Backend.LOCAL,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="verl: a running Ray cluster; one is started here when left out."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="verl: print the command and its settings; run nothing."),
+    ] = False,
 ) -> None:
     """Train a searcher; OUT becomes a run directory with checkpoints/final in it.
 
@@ -34,6 +58,14 @@ def command(
     from searchrl.training.trainer import train
 
     loaded = load_recipe(recipe, overrides or ())
+    if backend is not Backend.VERL and (dry_run or ray_address is not None):
+        option = "--dry-run" if dry_run else "--ray-address"
+        raise InputError(f"{option} goes with --backend verl")
+    if dry_run:
+        _show_plan(loaded, out, ray_address, as_json)
+        return
+    if backend is Backend.VERL:
+        need_packages("verl", "verl", "transfer_queue")
     use_machine(threads)
     experiment, directory = Experiment(loaded, out), RunDirectory(out)
     if not resume and directory.config.is_file():
@@ -41,17 +73,41 @@ def command(
     # Opened before OUT becomes a run, so that unusable data leaves no run behind.
     _ = experiment.train
     with progress("training", loaded.run.steps) as advance:
-        final = train(
-            experiment,
-            directory,
-            resume,
-            lambda step, metrics: advance(step, training_note(metrics)),
-        )
+
+        def note(step: int, metrics: dict[str, float]) -> None:
+            advance(step, training_note(metrics))
+
+        if backend is Backend.VERL:
+            from searchrl.distributed.launch import train_on_verl
+
+            final = train_on_verl(experiment, directory, resume, ray_address, note)
+        else:
+            final = train(experiment, directory, resume, note)
     show_usage(experiment)
     if as_json:
         typer.echo(json.dumps({"run": str(out), "searcher": str(final)}))
     else:
         typer.echo(f"trained searcher: {final}")
+
+
+def _show_plan(recipe: LoadedRecipe, out: Path, ray_address: str | None, as_json: bool) -> None:
+    """Print what ``--backend verl`` would start."""
+    from searchrl.distributed.launch import plan
+
+    launch = plan(recipe, out, ray_address)
+    if as_json:
+        shown = {
+            "command": launch.command,
+            "environment": launch.environment,
+            "settings": launch.settings,
+        }
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    for name, value in launch.environment.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+    program = shlex.join(launch.command[:3])
+    arguments = (shlex.quote(argument) for argument in launch.command[3:])
+    typer.echo(" \\\n  ".join([program, *arguments]))
 
 
 def training_note(metrics: dict[str, float]) -> str:

@@ -26,6 +26,7 @@ from searchrl.models.protocol import (
     StopReason,
     cut_at_stop,
 )
+from searchrl.models.replicas import ReplicatedChatModel
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.models.tokenizers import load_tokenizer
 from searchrl.transport.keys import Credential, read_key
@@ -48,6 +49,7 @@ class ServedModel:
         options: where it is and how it is asked.
         store: replies that are not asked for again.
         transport: stands in for the network in tests.
+        address: of this server, where ``options`` names several; replies are kept under their url.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ServedModel:
         options: HttpModelOptions,
         store: ReplyStore,
         transport: httpx2.AsyncBaseTransport | None = None,
+        address: str | None = None,
     ) -> None:
         patience = Patience(
             read=options.timeout, deadline=2 * options.timeout, outage=options.outage
@@ -63,12 +66,13 @@ class ServedModel:
         self._store = store
         key = read_key(options.key_env, "key_env")
         self._service = Service(
-            options.url,
+            address or options.url,
             None if key is None else Credential(key),
             patience,
             options.concurrency,
             transport=transport,
         )
+        self._identity = options.url.rstrip("/")
 
     async def ask(
         self,
@@ -89,7 +93,7 @@ class ServedModel:
             InfrastructureError: the server failed, or its reply is no reply.
         """
         body = self._body(fields, sampling)
-        key = answer_key(self._service.url + path, body)
+        key = answer_key(self._identity + path, body)
         known = self._store.get(key, self.options.model)
         if known is not None:
             return read(known)
@@ -265,14 +269,22 @@ class HttpLanguageModel(LanguageModel):
         return Completion(tuple(token_ids), tuple(map(float, logprobs)), text, _stop_reason(choice))
 
 
-def open_chat_model(options: HttpModelOptions, store: ReplyStore) -> HttpChatModel:
-    """A served model for a generator or a judge.
+def open_chat_model(options: HttpModelOptions, store: ReplyStore) -> ChatModel:
+    """A served model for a generator or a judge, on one server or on several.
 
     Raises:
-        InputError: the url, the key's variable or the tokenizer is not right.
+        InputError: a url, the key's variable or the tokenizer is not right.
     """
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
-    return HttpChatModel(ServedModel(options, store), tokenizer)
+    if not options.replicas:
+        return HttpChatModel(ServedModel(options, store), tokenizer)
+    # One server's outage is no reason to wait while there are others.
+    impatient = options.model_copy(update={"outage": 0.0})
+    servers = [
+        HttpChatModel(ServedModel(impatient, store, address=address), tokenizer)
+        for address in (options.url, *options.replicas)
+    ]
+    return ReplicatedChatModel(servers, options.outage)
 
 
 def open_language_model(options: HttpModelOptions, store: ReplyStore) -> HttpLanguageModel:

@@ -34,6 +34,8 @@ class HttpModelOptions(Options):
     kind: Literal["http"]
     url: str
     """The server's API as OpenAI's clients take it, as in ``http://127.0.0.1:8001/v1``."""
+    replicas: tuple[str, ...] = ()
+    """More servers of the same model; requests go where the fewest are."""
     model: str
     """The name the server knows the model by."""
     key_env: str | None = None

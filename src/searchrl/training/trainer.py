@@ -24,7 +24,6 @@ from searchrl.reporting.metrics_log import MetricsLog, read_metrics
 from searchrl.reporting.services import open_sinks
 from searchrl.reporting.sinks import CLOSE_SECONDS, RunFacts, Sinks
 from searchrl.rewards.custom import load_function
-from searchrl.rewards.gain import scoring_fingerprint, unsolved
 from searchrl.rewards.protocol import RewardFunction
 from searchrl.seeding import derive_seed, seed_global_streams
 from searchrl.training.checkpoint import (
@@ -40,7 +39,7 @@ from searchrl.training.guards import Level, Row, Verdict, guard_metrics, judge
 from searchrl.training.interruption import Interruption
 from searchrl.training.learner import Learner, Metrics
 from searchrl.training.model_card import model_card
-from searchrl.training.precompute import precompute
+from searchrl.training.questions import training_questions
 from searchrl.training.rollout import Rollout, collect, questions_of_step
 from searchrl.training.run_directory import RunDirectory
 
@@ -124,7 +123,7 @@ class _Trainer:
 
     async def _run(self, on_step: OnStep) -> Path:
         recipe = self._recipe
-        questions = await self._questions()
+        questions = await training_questions(self._experiment)
         self._run_directory.pin_questions(questions)
         agent = open_agent(recipe.agent, self._searcher, self._experiment.train.retriever)
         reward = self._experiment.reward()
@@ -245,21 +244,6 @@ class _Trainer:
             )
         seconds = time.perf_counter() - started
         return rollout, rollout_metrics(rollout) | metrics | {"seconds/rollout": seconds}
-
-    async def _questions(self) -> Sequence[Question]:
-        """The training questions, without those naive RAG already solves."""
-        split, options = self._experiment.train, self._recipe.reward
-        if options.kind != "gain_beyond_rag":
-            return split.questions
-        generator, judge = self._experiment.generator, self._experiment.judge
-        cache = self._experiment.cache()
-        await precompute(split.questions, split.retriever, options.rag_k, generator, judge, cache)
-        if not options.drop_solved:
-            return split.questions
-        left = unsolved(split.questions, cache, scoring_fingerprint(generator, judge))
-        if not left:
-            raise InputError("naive RAG solves every training question; nothing is left to learn")
-        return left
 
     def _learn(self, rollout: Rollout, step: int) -> Metrics:
         started = time.perf_counter()

@@ -1,0 +1,48 @@
+"""Runs of verl on processors, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from searchrl.recipe import Recipe, load_recipe
+from tests.verl_cpu.recipes import ENVIRONMENT, SETTINGS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def recipe(base: str, *overrides: str, settings: Mapping[str, JsonValue] | None = None) -> Recipe:
+    """Eight steps of 32 episodes about the same eight questions, with Gain Beyond RAG."""
+    values = load_recipe(
+        base,
+        [
+            "data.train.questions=12",
+            "rollout.questions_per_step=8",
+            "rollout.group_size=4",
+            "run.steps=8",
+            "run.save_every=8",
+            "verl.gpus_per_node=1",
+            "verl.agent_workers=1",
+            "verl.stall_seconds=300",
+            "verl.restarts=0",
+            *overrides,
+        ],
+    ).model_dump(mode="json")
+    values["verl"]["settings"] = {**SETTINGS, **(settings or {})}
+    return Recipe.model_validate(values)
+
+
+def environment() -> dict[str, str]:
+    """Variables of every process of such a run."""
+    path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,3 @@
+"""What the processor's parts are called; needs no verl."""
+
+ROLLOUT = "processor"
