@@ -36,6 +36,7 @@ from searchrl.retrieval.index import build_index, check_options, open_index
 from searchrl.retrieval.options import IndexOptions, VectorOptions
 from searchrl.retrieval.protocol import Retriever
 from searchrl.retrieval.rerank import CrossEncoder, RerankedRetriever, load_cross_encoder
+from searchrl.retrieval.web.opening import open_web
 from searchrl.rewards.context_recall import ContextRecall
 from searchrl.rewards.custom import CustomReward, load_function
 from searchrl.rewards.deep_retrieval import DeepRetrievalReward
@@ -48,6 +49,7 @@ from searchrl.rewards.search_r1_format import SearchR1FormatReward
 
 if TYPE_CHECKING:
     from searchrl.models.local import LocalModel
+    from searchrl.retrieval.web.retriever import WebRetriever
     from searchrl.serving.client import HttpRetriever
 
 SplitName = Literal["train", "test"]
@@ -58,11 +60,17 @@ class Split:
     """Questions with the corpus they are asked of."""
 
     questions: tuple[Question, ...]
-    corpus: Path
+    corpus: Path | None
     retriever: Retriever
 
     def passages(self) -> Mapping[str, Passage]:
-        """The corpus by id, read into memory."""
+        """The corpus by id, read into memory.
+
+        Raises:
+            InputError: the recipe names none.
+        """
+        if self.corpus is None:
+            raise InputError("this method reads the gold passages: set data.test.corpus")
         return {passage.id: passage for passage in read_corpus(self.corpus)}
 
 
@@ -78,7 +86,7 @@ class Experiment:
         self.recipe = recipe
         self.directory = directory
         self._prompted: dict[str | None, LanguageModel] = {}
-        self._service: HttpRetriever | None = None
+        self._service: HttpRetriever | WebRetriever | None = None
 
     @cached_property
     def train(self) -> Split:
@@ -237,21 +245,28 @@ class Experiment:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test
         home = self.directory / "data" / name
         if isinstance(data, SynthWikiData):
-            questions, corpus, index = _synthwiki(data, home), home / "corpus.jsonl", None
+            questions = _synthwiki(data, home)
+            corpus: Path | None = home / "corpus.jsonl"
+            index = None
         else:
             questions = tuple(read_questions(data.questions, data.limit))
             corpus, index = data.corpus, data.index
         return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
 
-    def _retriever(self, corpus: Path, index: Path | None, home: Path) -> Retriever:
+    def _retriever(self, corpus: Path | None, index: Path | None, home: Path) -> Retriever:
         options = self.recipe.retriever
-        if isinstance(options, HttpRetrieverOptions):
-            # One for all splits, so that they share its breaker and its cache.
-            self._service = self._service or open_service(options)
-            return self._service
-        if index is None:
+        if isinstance(options, IndexOptions):
+            if index is not None:
+                return _given_index(index, options)
+            assert corpus is not None, "the recipe is checked"
             return _own_index(corpus, home, options)
-        return _given_index(index, options)
+        # One service for all splits, so that they share its breaker and its cache.
+        if self._service is None:
+            if isinstance(options, HttpRetrieverOptions):
+                self._service = open_service(options)
+            else:
+                self._service = open_web(options, self.directory / "web.sqlite")
+        return self._service
 
     def _reranked(self, retriever: Retriever) -> Retriever:
         options = self.recipe.rerank
