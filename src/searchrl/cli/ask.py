@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from searchrl.cli.arguments import AsJson, Threads
+from searchrl.cli.arguments import AsJson, Device, Encoder, Threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +27,8 @@ def command(
     index: Annotated[
         Path | None, typer.Option(help="Search this index instead of the run's own.")
     ] = None,
+    encoder: Encoder = None,
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,11 +48,14 @@ def command(
     from searchrl.errors import InfrastructureError, InputError
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
+    from searchrl.retrieval.encoder import Runtime
     from searchrl.retrieval.index import open_index
     from searchrl.training.checkpoint import searcher_path
 
     if split not in ("train", "test"):
         raise InputError(f"--split {split}: expected train or test")
+    if index is None and (encoder is not None or device != "cpu"):
+        raise InputError("--encoder and --device go with --index; a run's own is set in its recipe")
     if not question.strip():
         raise InputError("the question is empty")
     if not (run / "config.json").is_file():
@@ -59,7 +64,7 @@ def command(
     trained = searcher_path(run)
     use_machine(threads)
     if index is not None:
-        retriever: Retriever = open_index(index)
+        retriever: Retriever = open_index(index, encoder=encoder, runtime=Runtime(device))
     else:
         retriever = (experiment.train if split == "train" else experiment.test).retriever
     agent = open_agent(experiment.recipe.agent, experiment.prompted(str(trained)), retriever)
