@@ -18,6 +18,7 @@ from searchrl.recipe import Recipe
 from searchrl.retrieval.index import build_index
 from searchrl.retrieval.options import Bm25Options
 from searchrl.retrieval.rerank import RerankedRetriever
+from searchrl.retrieval.web.retriever import WebRetriever
 from searchrl.serving.client import HttpRetriever
 from searchrl.training.run_directory import RunDirectory
 from searchrl.training.trainer import train
@@ -185,6 +186,30 @@ def test_a_search_service_is_one_for_both_splits(
     assert experiment.train.retriever is experiment.test.retriever
     assert "canary" not in recipe.model_dump_json()
     assert not (tmp_path / "data").exists()
+
+
+def test_the_web_is_searched_without_a_corpus(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = files_recipe(world / "corpus.jsonl", world / "questions.jsonl").model_dump(mode="json")
+    for split in ("train", "test"):
+        values["data"][split] = {"kind": "files", "questions": str(world / "questions.jsonl")}
+    with pytest.raises(ValueError, match=r"data\.train\.corpus is missing"):
+        Recipe.model_validate(values)
+    values["retriever"] = {"kind": "web", "provider": "brave"}
+    recipe = Recipe.model_validate(values)
+    monkeypatch.delenv("BRAVE_API_KEY", raising=False)
+    with pytest.raises(InputError, match=r"retriever\.key_variable: .*BRAVE_API_KEY"):
+        _ = Experiment(recipe, tmp_path).train
+    monkeypatch.setenv("BRAVE_API_KEY", "canary-4711")
+    experiment = Experiment(recipe, tmp_path)
+    assert isinstance(experiment.train.retriever, WebRetriever)
+    assert experiment.train.retriever is experiment.test.retriever
+    with pytest.raises(InputError, match=r"set data\.test\.corpus"):
+        experiment.test.passages()
+    values["data"]["test"] = {"kind": "synthwiki", "seed": 3}
+    with pytest.raises(ValueError, match=r"data\.test has to be kind = .files. without an index"):
+        Recipe.model_validate(values)
 
 
 def test_a_missing_corpus_names_the_file(world: Path, tmp_path: Path) -> None:

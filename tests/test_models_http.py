@@ -220,7 +220,7 @@ class TestStore:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(ReplyStore, "_add", killed)
+            patch.setattr("searchrl.models.replies._add", killed)
             with pytest.raises(KeyboardInterrupt):
                 kept.put("b", {"n": 2}, Usage("m", 1))
         assert kept.get("b", "m") is None

@@ -30,6 +30,7 @@ from tests.command_line import flip_byte, free_port, good, write_recipe
 pytestmark = pytest.mark.pipeline
 KEY = "canary-4711"
 _PATIENCE = 60
+POST = "POST /retrieve HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 SCHEMATHESIS = """\
 # A valid list of queries may still be too much for one body, and an invalid one too.
 [checks]
@@ -87,6 +88,35 @@ def until_live(served: Served, path: str = "/health/ready") -> None:
         assert served.process.poll() is None, served.process.communicate()
         time.sleep(0.02)
     raise AssertionError(f"{path} did not answer")
+
+
+def processes(served: Served) -> list[Path]:
+    """The server's processes, as the system describes them."""
+    first = Path(f"/proc/{served.process.pid}")
+    children = (first / "task" / first.name / "children").read_text().split()
+    return [first, *(Path(f"/proc/{child}") for child in children)]
+
+
+def resident(served: Served) -> int:
+    """Bytes of memory that belong to the server's processes alone."""
+    found = 0
+    for process in processes(served):
+        text = (process / "status").read_text()
+        found += sum(int(size) for size in re.findall(r"RssAnon:\s+(\d+) kB", text)) * 1024
+    return found
+
+
+def open_files(served: Served) -> int:
+    return sum(len(list((process / "fd").iterdir())) for process in processes(served))
+
+
+def cpu_seconds(served: Served) -> float:
+    """Processor time that the server's processes have taken."""
+    ticks = 0
+    for process in processes(served):
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def until_ready_workers(served: Served, count: int) -> None:
@@ -225,7 +255,10 @@ def test_T_B08_overload_is_turned_away_and_passes(world: Path) -> None:
 
     with serving(world / "index", "--capacity", "4") as served:
         until_live(served)
+        asyncio.run(load(served.url))
+        before = resident(served)
         statuses, recovery = asyncio.run(load(served.url))
+        assert resident(served) - before < 10 << 20
         text = httpx2.get(f"{served.url}/metrics", timeout=5).text
     assert set(statuses) == {200, 503}
     assert recovery < 2
@@ -271,16 +304,111 @@ def test_workers_do_not_outlive_a_killed_parent(world: Path) -> None:
             httpx2.get(f"{served.url}/health/live", timeout=5)
 
 
-def test_T_B02_twenty_megabytes_do_not_end_it(world: Path) -> None:
+def send_raw(served: Served, head: str, *pieces: bytes) -> bytes:
+    """The first bytes of the answer to a request that is written by hand."""
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as line:
+        line.settimeout(_PATIENCE)
+        line.sendall(f"{POST}{head}\r\n\r\n".encode())
+        try:
+            for piece in pieces:
+                line.sendall(piece)
+        except ConnectionError:
+            """The answer is there already."""
+        try:
+            return line.recv(64)
+        except ConnectionError:  # what was left unread ended the connection with it
+            return b""
+
+
+def test_T_B02_what_is_too_much_or_too_slow_takes_no_memory(world: Path) -> None:
+    """Twenty megabytes, said and unsaid; bodies that never come; the next is served."""
+    chunk = b"%x\r\n%s\r\n" % (1 << 16, b" " * (1 << 16))
+    deep = b"[" * 1_000_000
     with serving(world / "index") as served:
         until_live(served)
-        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as line:
-            head = (
-                "POST /retrieve HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-            )
-            line.sendall(f"{head}content-length: 20000000\r\n\r\n".encode())
-            assert line.recv(64).startswith(b"HTTP/1.1 413 ")
-        assert served.post({"queries": ["a"]}).status_code == 200
+        served.post({"queries": ["a"]})
+        before = resident(served)
+        slow = [
+            socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])))
+            for _ in range(20)
+        ]
+        for line in slow:
+            line.sendall(f"{POST}content-length: 99\r\n\r\n{{".encode())
+        for _ in range(5):
+            assert send_raw(served, "content-length: 20000000").startswith(b"HTTP/1.1 413 ")
+            chunked = send_raw(served, "transfer-encoding: chunked", *[chunk] * 320)
+            assert chunked.startswith(b"HTTP/1.1 413 ") or chunked == b""
+            nested = send_raw(served, f"content-length: {len(deep)}", deep)
+            assert nested.startswith(b"HTTP/1.1 422 ")
+            assert served.post({"queries": ["a"]}).status_code == 200
+        assert resident(served) - before < 50 << 20
+        for line in slow:
+            line.settimeout(_PATIENCE)
+            assert line.recv(64).startswith(b"HTTP/1.1 408 ")
+            line.close()
+
+
+SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "10"))
+"""Half an hour before a release; seconds at every other time."""
+
+
+def test_T_B12_nothing_grows_under_steady_load(world: Path) -> None:
+    """Four clients with pauses between their requests, about 70 % of what two cores take."""
+    titles = [passage.title for passage in list(open_index(world / "index").corpus)]
+
+    async def load(url: str, seconds: float) -> int:
+        ends = time.monotonic() + seconds
+        async with httpx2.AsyncClient(timeout=30) as client:
+
+            async def one(number: int) -> int:
+                done = 0
+                while time.monotonic() < ends:
+                    query = f"{titles[(number + 7 * done) % len(titles)]} {done}"
+                    body = {"queries": [query] * (1 + done % 4), "topk": 5}
+                    response = await client.post(f"{url}/retrieve", json=body)
+                    assert response.status_code == 200
+                    done += 1
+                    await asyncio.sleep(0.002)
+                return done
+
+            return sum(await asyncio.gather(*(one(number) for number in range(4))))
+
+    with serving(world / "index") as served:
+        until_live(served)
+        asyncio.run(load(served.url, min(SOAK_SECONDS, 3)))
+        memory, files = resident(served), open_files(served)
+        assert asyncio.run(load(served.url, SOAK_SECONDS)) > 4
+        minutes = max(1.0, SOAK_SECONDS / 60)
+        assert resident(served) - memory < minutes * (1 << 20)
+        # The warm-up's connections may not be closed yet; none is added to them.
+        assert open_files(served) <= files + 4
+        assert served.stop()[0] == 0
+
+
+SERVING_RATIO = 1.25
+"""What was measured: 1.14, 1.35 and 1.22 on two busy cores, 400 passages, 3,200 queries."""
+
+
+def test_T_B15_serving_costs_little_over_searching(world: Path) -> None:
+    """Processor time of batches of 64 over HTTP against the same searches in this process.
+
+    A ratio, and not a rate: it holds on any machine and under any load.
+    """
+    own = open_index(world / "index")
+    queries = [f"{passage.title} {n}" for n, passage in enumerate(own.corpus)] * 8
+    batches = [queries[start : start + 64] for start in range(0, len(queries), 64)]
+    started = time.process_time()
+    for batch in batches:
+        asyncio.run(own.search(batch, 3))
+    searching = time.process_time() - started
+    with serving(world / "index") as served:
+        until_live(served)
+        served.post({"queries": batches[0], "topk": 3})
+        before = cpu_seconds(served)
+        for batch in batches:
+            assert served.post({"queries": batch, "topk": 3}).status_code == 200
+        serving_too = cpu_seconds(served) - before
+    assert serving_too < 1.2 * SERVING_RATIO * searching + 0.1
 
 
 def test_evaluation_over_http_is_evaluation_over_the_index(world: Path, tmp_path: Path) -> None:

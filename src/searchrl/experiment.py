@@ -39,6 +39,7 @@ from searchrl.retrieval.index import build_index, check_options, open_index
 from searchrl.retrieval.options import IndexOptions, VectorOptions
 from searchrl.retrieval.protocol import Retriever
 from searchrl.retrieval.rerank import CrossEncoder, RerankedRetriever, load_cross_encoder
+from searchrl.retrieval.web.opening import open_web
 from searchrl.rewards.context_recall import ContextRecall
 from searchrl.rewards.custom import CustomReward, load_function
 from searchrl.rewards.deep_retrieval import DeepRetrievalReward
@@ -52,6 +53,7 @@ from searchrl.rewards.search_r1_format import SearchR1FormatReward
 
 if TYPE_CHECKING:
     from searchrl.models.local import LocalModel
+    from searchrl.retrieval.web.retriever import WebRetriever
     from searchrl.serving.client import HttpRetriever
 
 SplitName = Literal["train", "test"]
@@ -62,11 +64,17 @@ class Split:
     """Questions with the corpus they are asked of."""
 
     questions: tuple[Question, ...]
-    corpus: Path
+    corpus: Path | None
     retriever: Retriever
 
     def passages(self) -> Mapping[str, Passage]:
-        """The corpus by id, read into memory."""
+        """The corpus by id, read into memory.
+
+        Raises:
+            InputError: the recipe names none.
+        """
+        if self.corpus is None:
+            raise InputError("this method reads the gold passages: set data.test.corpus")
         return {passage.id: passage for passage in read_corpus(self.corpus)}
 
 
@@ -82,7 +90,7 @@ class Experiment:
         self.recipe = recipe
         self.directory = directory
         self._prompted: dict[str | None, LanguageModel] = {}
-        self._service: HttpRetriever | None = None
+        self._service: HttpRetriever | WebRetriever | None = None
 
     @cached_property
     def train(self) -> Split:
@@ -105,7 +113,7 @@ class Experiment:
             first = first_of_each if self.recipe.several_datasets else first_of_all
             return (replace(self.test, questions=first(self.test.questions, wanted)),)
         splits: list[Split] = []
-        retrievers: dict[tuple[Path, Path | None], Retriever] = {}
+        retrievers: dict[tuple[Path | None, Path | None], Retriever] = {}
         for name, data in datasets.items():
             questions, corpus, index, home = self._data(data, Path("datasets") / name)
             if (corpus, index) not in retrievers:
@@ -262,11 +270,19 @@ class Experiment:
             rewards["function"] = self._custom_reward(generator)
         return PerQuestionReward(rewards)
 
-    def over(self, index: Path) -> Retriever:
-        """The recipe's way to search, over an index that was built before."""
+    def over(self, index: Path, encoder: str | None = None, device: str | None = None) -> Retriever:
+        """The recipe's way to search, over an index that was built before.
+
+        Args:
+            index: the directory it is in.
+            encoder: where its encoder is now, if it was moved.
+            device: where the encoder runs, if not where the recipe says.
+        """
         options = self.recipe.retriever
         runtime = _runtime(options) if isinstance(options, IndexOptions) else Runtime()
-        return self._reranked(open_index(index, runtime=runtime))
+        if device is not None:
+            runtime = replace(runtime, device=device)
+        return self._reranked(open_index(index, encoder=encoder, runtime=runtime))
 
     def _chat_model(self, options: LocalModelOptions | HttpModelOptions) -> ChatModel:
         if isinstance(options, LocalModelOptions):
@@ -286,7 +302,9 @@ class Experiment:
         questions, corpus, index, home = self._data(data, Path(name))
         return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
 
-    def _data(self, data: Data, name: Path) -> tuple[tuple[Question, ...], Path, Path | None, Path]:
+    def _data(
+        self, data: Data, name: Path
+    ) -> tuple[tuple[Question, ...], Path | None, Path | None, Path]:
         """Questions, corpus, a given index, and where what is made of them goes."""
         home = self.directory / "data" / name
         if isinstance(data, SynthWikiData):
@@ -294,15 +312,20 @@ class Experiment:
         questions = tuple(read_dataset(data.questions, limit=data.limit))
         return questions, data.corpus, data.index, home
 
-    def _retriever(self, corpus: Path, index: Path | None, home: Path) -> Retriever:
+    def _retriever(self, corpus: Path | None, index: Path | None, home: Path) -> Retriever:
         options = self.recipe.retriever
-        if isinstance(options, HttpRetrieverOptions):
-            # One for all splits, so that they share its breaker and its cache.
-            self._service = self._service or open_service(options)
-            return self._service
-        if index is None:
+        if isinstance(options, IndexOptions):
+            if index is not None:
+                return _given_index(index, options)
+            assert corpus is not None, "the recipe is checked"
             return _own_index(corpus, home, options)
-        return _given_index(index, options)
+        # One service for all splits, so that they share its breaker and its cache.
+        if self._service is None:
+            if isinstance(options, HttpRetrieverOptions):
+                self._service = open_service(options)
+            else:
+                self._service = open_web(options, self.directory / "web.sqlite")
+        return self._service
 
     def _reranked(self, retriever: Retriever) -> Retriever:
         options = self.recipe.rerank

@@ -50,6 +50,7 @@ from searchrl.retrieval.options import (
     IndexOptions,
     RerankOptions,
 )
+from searchrl.retrieval.web.options import WebOptions
 from searchrl.training.options import (
     GuardOptions,
     LearningOptions,
@@ -65,7 +66,7 @@ _NAME = re.compile(r"[\w-]+")
 """What a label or a dataset may be called."""
 SHIPPED = Path(__file__).parent / "recipes"
 _VARIANTS = frozenset(
-    {"synthwiki", "files", *KINDS, "local", "http", "s3", "search_r1", "deep_retrieval"}
+    {"synthwiki", "files", *KINDS, "local", "http", "web", "s3", "search_r1", "deep_retrieval"}
 )
 """Names of a section's kinds, which pydantic counts among the keys."""
 
@@ -88,8 +89,8 @@ class FileData(Options):
     """A corpus and a question file of one's own."""
 
     kind: Literal["files"]
-    corpus: Path
-    """Passages, ``.jsonl`` or ``.jsonl.gz``."""
+    corpus: Path | None = None
+    """Passages, ``.jsonl`` or ``.jsonl.gz``; may be left out where the web is searched."""
     questions: Path
     """Questions, in any form that ``searchrl data convert`` reads."""
     index: Path | None = None
@@ -152,7 +153,7 @@ def _kind_or_bm25(value: Any) -> Any:
 
 RetrieverOptions = Annotated[
     Annotated[
-        Bm25Options | DenseOptions | HybridOptions | HttpRetrieverOptions,
+        Bm25Options | DenseOptions | HybridOptions | HttpRetrieverOptions | WebOptions,
         Field(discriminator="kind"),
     ],
     BeforeValidator(_kind_or_bm25),
@@ -395,12 +396,24 @@ class Recipe(Options):
                 f"learning.mini_batches = {self.learning.mini_batches} cuts a step's {episodes} "
                 "episodes into too many: lower it or raise rollout.questions_per_step"
             )
+        self._check_corpora()
+        return self
+
+    def _check_corpora(self) -> None:
         if self.retriever.kind == "http" and not self.data.share_a_corpus:
             raise ValueError(
                 'retriever.kind = "http" searches one corpus: data.train, data.test and all of '
                 'data.datasets have to be kind = "files" with the same corpus and without an index'
             )
-        return self
+        for name, data in (("train", self.data.train), ("test", self.data.test)):
+            if self.retriever.kind == "web":
+                if data.kind != "files" or data.index is not None:
+                    raise ValueError(
+                        f'retriever.kind = "web" searches no index: data.{name} has to be '
+                        'kind = "files" without an index'
+                    )
+            elif data.kind == "files" and data.corpus is None:
+                raise ValueError(f"data.{name}.corpus is missing")
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:

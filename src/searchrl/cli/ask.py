@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from searchrl.cli.arguments import AsJson, Overrides, Threads
+from searchrl.cli.arguments import AsJson, Device, Encoder, Overrides, Threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +36,8 @@ def command(
         Path | None, typer.Option(help="Search this index instead of the run's own.")
     ] = None,
     overrides: Overrides = None,
+    encoder: Encoder = None,
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -57,13 +59,15 @@ def command(
 
     if split not in ("train", "test"):
         raise InputError(f"--split {split}: expected train or test")
+    if index is None and (encoder is not None or device != "cpu"):
+        raise InputError("--encoder and --device go with --index; a run's own is set in its recipe")
     if not question.strip():
         raise InputError("the question is empty")
     experiment, held = _experiment(run, recipe, searcher, index, overrides or [])
     trained = searcher_path(held)
     use_machine(threads)
     if index is not None:
-        retriever = experiment.over(index)
+        retriever = experiment.over(index, encoder, None if device == "cpu" else device)
     else:
         retriever = (experiment.train if split == "train" else experiment.test).retriever
     agent = open_agent(experiment.recipe.agent, experiment.prompted(str(trained)), retriever)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from searchrl.cli.arguments import Index, need_packages
+from searchrl.cli.arguments import Device, Encoder, Index, need_packages
 
 
 def command(
@@ -30,6 +30,12 @@ def command(
         list[str] | None,
         typer.Option(help="A name that clients may call this server by; repeatable."),
     ] = None,
+    encoder: Encoder = None,
+    device: Device = "cpu",
+    reranker: Annotated[
+        str | None,
+        typer.Option(help="A cross-encoder to answer /rerank: a path or a hub name."),
+    ] = None,
 ) -> None:
     """Serve an index over HTTP, in the form that Search-R1's, s3's and verl's clients speak.
 
@@ -37,7 +43,7 @@ def command(
     """
     need_packages("serve", "granian", "msgspec", "prometheus_client")
     from searchrl.serving.gate import allowed_hosts
-    from searchrl.serving.server import Address, serve
+    from searchrl.serving.server import Address, Served, serve
     from searchrl.serving.settings import ServerSettings
 
     address = Address(host, port, workers)
@@ -48,4 +54,5 @@ def command(
         allowed_hosts=allowed_hosts(host, allow_host or (), guarded=key_variable is not None),
         key_variable=key_variable,
     )
-    serve(index, address, settings, lambda: typer.echo(f"serving {index} at {address.url}"))
+    served = Served(index, encoder, device, reranker)
+    serve(served, address, settings, lambda: typer.echo(f"serving {index} at {address.url}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from searchrl.data.passages import Passage
 from searchrl.errors import InputError
 from searchrl.retrieval.batches import token_batches
 from searchrl.retrieval.networks import load_network, longest_input
@@ -86,16 +87,28 @@ class RerankedRetriever:
             InfrastructureError: the inner retriever failed.
         """
         found = await self._inner.search(queries, max(k, self._depth) if k > 0 else k)
-        asked = list(zip(queries, found, strict=True))
-        # Each pair is read once: in another batch its score could differ in the last bits.
-        pairs = list(
-            dict.fromkeys((query, _readable(hit)) for query, hits in asked for hit in hits)
-        )
-        scores = dict(zip(pairs, self._reader.score(pairs), strict=True))
-        return [
-            _ordered([Hit(hit.passage, scores[query, _readable(hit)]) for hit in hits])[:k]
-            for query, hits in asked
-        ]
+        candidates = [[hit.passage for hit in hits] for hits in found]
+        return [hits[:k] for hits in reread(self._reader, queries, candidates)]
+
+
+def reread(
+    reader: CrossEncoder, queries: Sequence[str], candidates: Sequence[Sequence[Passage]]
+) -> list[list[Hit]]:
+    """Each query's own candidates with the reader's scores, best first.
+
+    Raises:
+        InputError: a query is longer than the cross-encoder reads.
+    """
+    asked = list(zip(queries, candidates, strict=True))
+    # Each pair is read once: in another batch its score could differ in the last bits.
+    pairs = list(
+        dict.fromkeys((query, _readable(passage)) for query, own in asked for passage in own)
+    )
+    scores = dict(zip(pairs, reader.score(pairs), strict=True))
+    return [
+        _ordered([Hit(passage, scores[query, _readable(passage)]) for passage in own])
+        for query, own in asked
+    ]
 
 
 def load_cross_encoder(options: RerankOptions) -> CrossEncoder:
@@ -113,8 +126,7 @@ def load_cross_encoder(options: RerankOptions) -> CrossEncoder:
     return CrossEncoder(network, tokenizer, limit, options.batch_size)
 
 
-def _readable(hit: Hit) -> str:
-    passage = hit.passage
+def _readable(passage: Passage) -> str:
     return f"{passage.title}\n{passage.text}" if passage.title else passage.text
 
 

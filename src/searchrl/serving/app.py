@@ -17,17 +17,18 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from searchrl.errors import InfrastructureError, SearchRLError
+from searchrl.data.passages import Passage
+from searchrl.errors import InfrastructureError, InputError, SearchRLError
 from searchrl.retrieval.protocol import Hit
 from searchrl.serving import wire
 from searchrl.serving.application import Application, Exchange
-from searchrl.serving.backend import Backend, Open
+from searchrl.serving.backend import Backend, Open, OpenReader
 from searchrl.serving.batching import Batcher, OverloadedError
 from searchrl.serving.gate import Route
 from searchrl.serving.http import RefusedError, Reply, Request, come_again
 from searchrl.serving.metrics import CONTENT_TYPE, Metrics
 from searchrl.serving.openapi import describe
-from searchrl.serving.settings import MAX_BODY, ServerSettings
+from searchrl.serving.settings import MAX_BODY, MAX_PAIRS, ServerSettings
 
 _SECONDS_TO_OPEN = 2
 """When a client that came before the index was open should come again."""
@@ -35,6 +36,7 @@ _SECONDS_TO_OPEN = 2
 _Body = TypeVar("_Body", bound=Struct)
 
 _retrieve_decoder = msgspec.json.Decoder(wire.RetrieveRequest)
+_rerank_decoder = msgspec.json.Decoder(wire.RerankRequest)
 _search_decoder = msgspec.json.Decoder(wire.SearchRequest)
 
 
@@ -46,6 +48,7 @@ class RetrieverApp(Application):
         settings: what depends on the machine.
         key: the API key; ``None`` answers everybody.
         failed: told why the index could not be opened.
+        open_reader: loads the cross-encoder behind ``/rerank``; ``None`` for a server without.
     """
 
     def __init__(
@@ -54,23 +57,34 @@ class RetrieverApp(Application):
         settings: ServerSettings,
         key: str | None = None,
         failed: Callable[[SearchRLError], None] = lambda _: None,
+        open_reader: OpenReader | None = None,
     ) -> None:
-        super().__init__(self._routes(), settings.allowed_hosts, key)
+        super().__init__(self._routes(open_reader is not None), settings.allowed_hosts, key)
         self._settings = settings
         self._metrics = Metrics()
-        self._backend = Backend(open_retriever, self._metrics.ready, failed)
+        self._backend = Backend(open_retriever, self._metrics.ready, failed, open_reader)
+        self._reranking = 0
         self._batcher = Batcher(
             self._backend.search, settings.capacity, settings.batch, self._metrics
         )
         self._description = json.dumps(describe(self.routes, guarded=key is not None)).encode()
 
-    def _routes(self) -> Sequence[Route]:
+    def _routes(self, reranks: bool) -> Sequence[Route]:
         health = (wire.Health,)
+        rerank = Route(
+            "POST",
+            "/rerank",
+            self._rerank,
+            "Order passages anew, in Search-R1's form.",
+            {200: (wire.ScoredAnswer, wire.PlainAnswer)},
+            body=wire.RerankRequest,
+        )
         return (
             Route("POST", "/retrieve", self._retrieve, "Search, in Search-R1's form.",
                   {200: (wire.ScoredAnswer, wire.PlainAnswer)}, body=wire.RetrieveRequest),
             Route("POST", "/v1/search", self._search, "Search.",
                   {200: (wire.SearchAnswer,)}, body=wire.SearchRequest),
+            *((rerank,) if reranks else ()),
             Route("GET", "/health/live", self._live, "Whether the process runs.",
                   {200: health}, open=True),
             Route("GET", "/health/ready", self._ready, "Whether the index is open.",
@@ -106,6 +120,19 @@ class RetrieverApp(Application):
         asked = await self._read(request, _search_decoder)
         k = None if asked.k is None else int(asked.k)
         return Reply.of(wire.search_answer(await self._hits(request, asked.queries, k)))
+
+    async def _rerank(self, request: Request) -> Reply:
+        asked = await self._read(request, _rerank_decoder)
+        queries = [asked.queries] if isinstance(asked.queries, str) else asked.queries
+        if len(queries) != len(asked.documents):
+            raise RefusedError(422, "documents: expected one list a query - at `$.documents`")
+        try:
+            candidates = wire.candidates(asked)
+        except ValueError as error:
+            raise RefusedError(422, f"{error} - at `$.documents`") from None
+        hits = await self._reread(request, queries, candidates)
+        k = self._settings.topk if asked.rerank_topk is None else int(asked.rerank_topk)
+        return Reply.of(wire.retrieve_answer([own[:k] for own in hits], asked.return_scores))
 
     async def _live(self, _: Request) -> Reply:
         return Reply.of(wire.Health("live"))
@@ -153,6 +180,34 @@ class RetrieverApp(Application):
             raise come_again(str(error), _SECONDS_TO_OPEN) from error
         except TimeoutError:
             raise RefusedError(504, "the deadline passed before the search was done") from None
+
+    async def _reread(
+        self, request: Request, queries: Sequence[str], candidates: Sequence[Sequence[Passage]]
+    ) -> list[list[Hit]]:
+        """The candidates in their new order, for as long as the client waits.
+
+        Raises:
+            RefusedError: too many pairs or too long a query (422), no room or no model yet (503),
+                or too late (504).
+            ClientGoneError: the client hung up.
+        """
+        pairs = sum(map(len, candidates))
+        if pairs > MAX_PAIRS:
+            raise RefusedError(422, f"documents: at most {MAX_PAIRS} - at `$.documents`")
+        if self._reranking and self._reranking + pairs > self._settings.capacity:
+            raise come_again("too many documents are waiting", 1)
+        seconds = request.seconds_left(self._settings.seconds)
+        self._reranking += pairs
+        try:
+            return await request.unless_gone(self._backend.rerank(queries, candidates), seconds)
+        except InputError as error:
+            raise RefusedError(422, str(error)) from error
+        except InfrastructureError as error:
+            raise come_again(str(error), _SECONDS_TO_OPEN) from error
+        except TimeoutError:
+            raise RefusedError(504, "the deadline passed before they were read") from None
+        finally:
+            self._reranking -= pairs
 
     def _submit(self, queries: Sequence[str], k: int) -> asyncio.Future[list[list[Hit]]]:
         if self._backend.status != "ready":

@@ -10,23 +10,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
+from searchrl.data.passages import Passage
 from searchrl.errors import InfrastructureError, SearchRLError
 from searchrl.retrieval.protocol import Hit, Retriever
+from searchrl.retrieval.rerank import CrossEncoder, reread
 
 Advance = Callable[[float], None]
 """Told the share of the index that has been checked."""
 Open = Callable[[Advance], Retriever]
+OpenReader = Callable[[], CrossEncoder]
 
 
 class Backend:
-    """Opens one retriever and searches it.
+    """Opens one retriever and searches it; a cross-encoder beside it, where there is one.
 
     Args:
         open_retriever: opens the index; runs in the backend's thread.
         opened: called, in that thread, when the index is open.
         failed: told, in that thread, why the index could not be opened.
+        open_reader: loads the cross-encoder, in that thread too.
 
     Attributes:
         status: ``opening``, ``ready`` or ``failed``.
@@ -38,10 +43,13 @@ class Backend:
         open_retriever: Open,
         opened: Callable[[], None],
         failed: Callable[[SearchRLError], None],
+        open_reader: OpenReader | None = None,
     ) -> None:
         self.status = "opening"
         self.progress = 0.0
         self._open = open_retriever
+        self._open_reader = open_reader
+        self._reader: CrossEncoder | None = None
         self._opened = opened
         self._failed = failed
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,20 +71,41 @@ class Backend:
         Raises:
             InfrastructureError: the index is not open.
         """
-        if self._retriever is None or self._loop is None:
+        if self._retriever is None:
             raise InfrastructureError("the index is not open yet")
-        search = self._retriever.search(queries, k)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(search, self._loop))
+        return await self._over_there(self._retriever.search(queries, k))
+
+    async def rerank(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[Passage]]
+    ) -> list[list[Hit]]:
+        """See ``reread``; in turn with the searches.
+
+        Raises:
+            InfrastructureError: the cross-encoder is not loaded.
+        """
+        reader = self._reader
+        if reader is None:
+            raise InfrastructureError("the reranker is not loaded yet")
+
+        async def work() -> list[list[Hit]]:
+            return reread(reader, queries, candidates)
+
+        return await self._over_there(work())
+
+    async def _over_there(self, work: Coroutine[Any, Any, list[list[Hit]]]) -> list[list[Hit]]:
+        assert self._loop is not None, "it is there before what is searched is"
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def _run(self) -> None:
         try:
+            reader = None if self._open_reader is None else self._open_reader()
             retriever = self._open(self._advance)
         except SearchRLError as error:
             self.status = "failed"
             self._failed(error)
             return
         with contextlib.closing(asyncio.new_event_loop()) as self._loop:
-            self._retriever = retriever
+            self._retriever, self._reader = retriever, reader
             self.status, self.progress = "ready", 1.0
             self._opened()
             self._loop.run_forever()

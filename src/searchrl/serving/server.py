@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from searchrl.errors import InfrastructureError, InputError, SearchRLError
+from searchrl.retrieval.encoder import Runtime
 from searchrl.retrieval.index import open_index, read_about
+from searchrl.retrieval.options import RerankOptions
+from searchrl.retrieval.rerank import CrossEncoder, load_cross_encoder
 from searchrl.serving.gate import check_exposure
 from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings
 from searchrl.transport.keys import read_key
@@ -53,13 +56,41 @@ class Address:
         return f"http://{host}:{self.port}"
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What each worker process opens.
+
+    Attributes:
+        index: the index directory.
+        encoder: where its encoder lies now, if it was moved.
+        device: where vectors, and the reranker, are computed.
+        reranker: the cross-encoder behind ``/rerank``; ``None`` for a server without.
+    """
+
+    index: Path
+    encoder: str | None = None
+    device: str = "cpu"
+    reranker: str | None = None
+
+    def open(self, advance: Advance) -> Retriever:
+        """The retriever over the index."""
+        return open_index(
+            self.index, encoder=self.encoder, runtime=Runtime(self.device), advance=advance
+        )
+
+    def open_reader(self) -> CrossEncoder:
+        """The cross-encoder."""
+        assert self.reranker is not None, "asked for only where there is one"
+        return load_cross_encoder(RerankOptions(model=self.reranker, device=self.device))
+
+
 def serve(
-    index: Path, address: Address, settings: ServerSettings, started: Callable[[], None]
+    served: Served, address: Address, settings: ServerSettings, started: Callable[[], None]
 ) -> None:
     """Serve an index until a signal ends it.
 
     Args:
-        index: the index directory.
+        served: the index, and what goes with it.
         address: where to listen.
         settings: limits and the name of the key's variable.
         started: called when clients may come.
@@ -69,12 +100,12 @@ def serve(
             key, an empty key, or an address that cannot be bound.
         InfrastructureError: worker processes ended by themselves, one after the other.
     """
-    read_about(index)
+    read_about(served.index)
     check_exposure(address.host, guarded=settings.key_variable is not None)
     _key(settings)
     _check_address(address)
     failures: SimpleQueue[str] = multiprocessing.SimpleQueue()
-    loader = partial(load_app, index, settings, os.getpid(), failures)
+    loader = partial(load_app, served, settings, os.getpid(), failures)
     with _shared_metrics(address.workers):
         run_workers(address, loader, started)
     if not failures.empty():
@@ -82,7 +113,7 @@ def serve(
 
 
 def load_app(
-    index: Path, settings: ServerSettings, parent: int, failures: SimpleQueue[str]
+    served: Served, settings: ServerSettings, parent: int, failures: SimpleQueue[str]
 ) -> RetrieverApp:
     """The application of one worker process; an index that cannot be opened stops its parent."""
     from searchrl.serving.app import RetrieverApp
@@ -93,7 +124,8 @@ def load_app(
         failures.put(str(error))
         os.kill(parent, signal.SIGTERM)
 
-    return RetrieverApp(partial(_open, index), settings, _key(settings), fail)
+    reader = None if served.reranker is None else served.open_reader
+    return RetrieverApp(served.open, settings, _key(settings), fail, reader)
 
 
 def _end_with_parent() -> None:
@@ -106,10 +138,6 @@ def _end_with_parent() -> None:
 
 def _key(settings: ServerSettings) -> str | None:
     return read_key(settings.key_variable, "--key-variable")
-
-
-def _open(index: Path, advance: Advance) -> Retriever:
-    return open_index(index, advance=advance)
 
 
 def _check_address(address: Address) -> None:

@@ -17,6 +17,8 @@ MAX_QUERY = 4_096
 """Characters of one query."""
 MAX_TOPK = 100
 """Passages for one query."""
+MAX_PAIRS = 2_048
+"""Documents of one request to rerank, all its queries together."""
 MAX_SECONDS = 300.0
 """The longest a client may ask to wait."""
 MIN_SECONDS = 1.0

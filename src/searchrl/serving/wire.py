@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from searchrl.data.passages import Passage
+from searchrl.data.passages import Passage, split_contents
 from searchrl.retrieval.protocol import Hit
-from searchrl.serving.settings import MAX_QUERIES, MAX_QUERY, MAX_TOPK
+from searchrl.serving.settings import MAX_PAIRS, MAX_QUERIES, MAX_QUERY, MAX_TOPK
 
 Query = Annotated[str, Meta(max_length=MAX_QUERY)]
 Queries = Annotated[list[Query], Meta(max_length=MAX_QUERIES)]
@@ -45,6 +45,30 @@ class SearchRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     queries: Queries
     k: TopK | None = None
+
+
+class GivenDocument(Struct, frozen=True):
+    """A passage as a client has it: its contents, or title and text; other fields are let be."""
+
+    id: str | None = None
+    contents: str | None = None
+    title: str = ""
+    text: str | None = None
+
+
+Candidates = Annotated[list[GivenDocument | str], Meta(max_length=MAX_PAIRS)]
+
+
+class RerankRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Passages to be ordered anew, in the form of Search-R1's reranking server.
+
+    ``documents`` holds one list a query; a document given as a text is its contents.
+    """
+
+    queries: Queries | Query
+    documents: Annotated[list[Candidates], Meta(max_length=MAX_QUERIES)]
+    rerank_topk: TopK | None = None
+    return_scores: bool = False
 
 
 class Document(Struct, frozen=True):
@@ -112,8 +136,20 @@ def limit(request: RetrieveRequest) -> int | None:
     return min((int(number) for number in given if number is not None), default=None)
 
 
+def candidates(request: RerankRequest) -> list[list[Passage]]:
+    """The passages to be ordered; one without an id is called by its place in its list.
+
+    Raises:
+        ValueError: a document has neither contents nor a text.
+    """
+    return [
+        [_given(document, str(place)) for place, document in enumerate(own)]
+        for own in request.documents
+    ]
+
+
 def retrieve_answer(hits: Sequence[Sequence[Hit]], scores: bool) -> ScoredAnswer | PlainAnswer:
-    """What ``/retrieve`` answers."""
+    """What ``/retrieve`` and ``/rerank`` answer."""
     if scores:
         return ScoredAnswer(
             [[ScoredDocument(_document(hit.passage), hit.score) for hit in row] for row in hits]
@@ -132,6 +168,17 @@ def schemas(types: Sequence[type[Struct]]) -> dict[str, Any]:
         types, ref_template="#/components/schemas/{name}"
     )
     return components
+
+
+def _given(document: GivenDocument | str, place: str) -> Passage:
+    if isinstance(document, str):
+        return Passage(place, *split_contents(document))
+    name = place if document.id is None else document.id
+    if document.text is not None:
+        return Passage(name, document.title, document.text)
+    if document.contents is None:
+        raise ValueError("a document has neither contents nor text")
+    return Passage(name, *split_contents(document.contents))
 
 
 def _document(passage: Passage) -> Document:

@@ -24,6 +24,7 @@ from searchrl.transport.errors import MalformedAnswerError, UnavailableError
 from searchrl.transport.keys import Credential
 from searchrl.transport.pace import Pace
 from searchrl.transport.retry import RETRIED_STATUS, TRIES, backoff
+from searchrl.transport.tls import tls_context
 
 if TYPE_CHECKING:
     import httpx2
@@ -300,6 +301,7 @@ class Service:
                 max_connections=self._concurrency, max_keepalive_connections=self._concurrency
             ),
             trust_env=self._proxies,
+            verify=tls_context(),
             transport=self._transport,
         )
 

@@ -1,0 +1,1 @@
+"""The web as a corpus: search services behind the ``Retriever`` protocol, and pages they name."""
