@@ -74,7 +74,8 @@ def test_an_experiment_over_http_is_the_experiment_in_process(
         changes = (f"searcher={{{served}}}", f"generator={{{served}, {brief}, prompt_price=1.0}}")
         over = [argument for change in changes for argument in ("--set", change)]
         there = good("evaluate", recipe, "--out", tmp_path / "there", *over, "--threads", "1")
-        again = good("evaluate", recipe, "--out", tmp_path / "there", *over, "--threads", "1")
+        anew = ("--restart", "--threads", "1")
+        again = good("evaluate", recipe, "--out", tmp_path / "there", *over, *anew)
     assert process.returncode == 0
     results = [
         json.loads((tmp_path / out / "results.json").read_text()) for out in ("here", "there")
