@@ -32,7 +32,6 @@ _MEANINGS: Mapping[str, str] = {
     "device": "Where the model runs, as in `cpu` or `cuda:0`.",
     "kind": "Where the model runs.",
     "dtype": "Number form of its weights.",
-    "methods": "What is compared, in the order of the table.",
     "style": "`full` explains the task in words, `brief` gives only the data.",
     "model": "A path or a hub name.",
 }
@@ -59,6 +58,7 @@ def _sections(name: str, info: FieldInfo) -> Iterator[tuple[str, str, type[BaseM
     models = list(models_in(info.annotation))
     for model in models:
         if any(list(models_in(field.annotation)) for field in model.model_fields.values()):
+            yield f"`[{name}]`", f"{name}.", model
             first = SPLITS[0]
             for part in models_in(model.model_fields[first].annotation):
                 title = " and ".join(f"`[{name}.{split}]`" for split in SPLITS)
@@ -95,7 +95,9 @@ def _row(prefix: str, name: str, info: FieldInfo) -> str:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The schemas in an annotation, in order."""
+    """The schemas in an annotation, in order; not those of sections with names free to choose."""
+    if get_origin(annotation) is dict:
+        return
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

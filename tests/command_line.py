@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,14 @@ def own_files(folder: Path) -> tuple[Path, Path]:
     write_jsonl(folder / "corpus.jsonl", passages)
     write_jsonl(folder / "questions.jsonl", questions)
     return folder / "corpus.jsonl", folder / "questions.jsonl"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def flip_byte(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from searchrl.models.http import HttpChatModel, HttpLanguageModel, ServedModel
 from searchrl.models.options import HttpModelOptions
 from searchrl.models.replies import ReplyStore
-from searchrl.serving.asgi import App
+from searchrl.serving.http import App
 from searchrl.serving.run import listen, make_server, url_of
 
 

@@ -115,6 +115,41 @@ def test_context_order(
     assert ids(episode.context) == [f"p{number}" for number in wanted.split()]
 
 
+@pytest.mark.parametrize(
+    ("outputs", "no_initial", "no_selection", "neither"),
+    [
+        ([done()], "", "1 2 3", ""),
+        ([query("a", "[3]"), done()], "", "1 2 3 4 5 6 7", "4 5 6 7"),
+        (
+            [query("a", "[1]"), query("b"), done("[4, 2]")],
+            "9 11",
+            "1 2 3 4 5 6 7 8 9 10 11",
+            "4 5 6 7 8 9 10 11",
+        ),
+    ],
+)
+def test_ablations_change_what_is_handed_over_and_not_the_episode(
+    tiny_tokenizer: Tokenizer,
+    outputs: list[str],
+    no_initial: str,
+    no_selection: str,
+    neither: str,
+) -> None:
+    def episode(**options: Any) -> Episode:
+        model = ScriptedModel(tiny_tokenizer, outputs)
+        return play(model, ListRetriever(passages(20)), **options)
+
+    full = episode()
+    for wanted, options in (
+        (no_initial, {"hand_over_initial": False}),
+        (no_selection, {"selection": "all"}),
+        (neither, {"hand_over_initial": False, "selection": "all"}),
+    ):
+        ablated = episode(**options)
+        assert ids(ablated.context) == [f"p{number}" for number in wanted.split()]
+        assert ablated.segments == full.segments
+
+
 def test_a_passage_found_twice_is_handed_over_once_where_it_was_selected(
     tiny_tokenizer: Tokenizer,
 ) -> None:
@@ -352,7 +387,7 @@ SNIPPETS = st.sampled_from(
     max_turns=st.integers(0, 4),
     max_length=st.integers(100, 900),
     words=st.integers(2, 200),
-    selection=st.sampled_from(["tagged", "untagged_passes"]),
+    selection=st.sampled_from(["tagged", "untagged_passes", "all"]),
 )
 def test_every_record_is_exact(
     tiny_tokenizer: Tokenizer,

@@ -23,6 +23,7 @@ from searchrl.agents.search_r1 import (
 )
 from searchrl.data.questions import Question
 from searchrl.models.local import LocalModel
+from tests.chat_templates import QWEN3, thinking_tokenizer
 from tests.fakes import (
     FailingRetriever,
     ListRetriever,
@@ -367,3 +368,25 @@ def test_the_prompt_says_how_often() -> None:
     assert "You may search once" in search_r1_prompt("Who?", "full", 1)
     assert search_r1_prompt("Who {is} it?", "full", None).endswith("Question: Who {is} it?\n")
     assert search_r1_prompt("Who?", "brief", 4) == "<question>Who?</question>\n"
+
+
+def test_a_template_with_a_think_mode_neither_doubles_nor_strips_thoughts(
+    tiny_tokenizer: Tokenizer,
+) -> None:
+    tokenizer = thinking_tokenizer(tiny_tokenizer, QWEN3)
+    said = [search("one"), search("two"), answer("Lyon")]
+    episode = play(ScriptedModel(tokenizer, said), ListRetriever(passages(20)))
+    assert all(turn.well_formed for turn in episode.turns)
+    prompt, *rest = episode.segments
+    assert tokenizer.decode(prompt.token_ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert [part.text for part in rest if part.origin == "model"] == said
+    read = tokenizer.decode(episode.token_ids)
+    assert (read.count("<think>"), read.count("</think>")) == (3, 3)
+    # Rendered as messages, the same turns would lose them.
+    rows = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": said[0]},
+        {"role": "user", "content": "Go on."},
+    ]
+    again = str(tokenizer.apply_chat_template(rows, tokenize=False))
+    assert "assistant\n<search>one</search><|im_end|>" in again

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from searchrl.models.local import LocalModel
-from tests.command_line import good
+from tests.command_line import good, refused
 from tests.training_fixtures import save_model, search_r1_recipe
 
 ONE_THREAD = ("--threads", "1")
@@ -48,6 +48,21 @@ def test_ask_shows_the_models_own_answer(run: Path) -> None:
     assert "generator" not in shown
 
 
+def test_ask_takes_a_recipe_and_any_searcher(recipe: Path, run: Path, tmp_path: Path) -> None:
+    index, final = run / "data" / "test" / "index", run / "checkpoints" / "final"
+    good("ask", "Who?", "--run", run, *ONE_THREAD)
+    named = ("ask", "Who?", "--recipe", recipe, "--searcher")
+    chosen = (*named, final, "--index", index, "--json", *ONE_THREAD)
+    own = good("ask", "Who?", "--run", run, "--json", *ONE_THREAD).json
+    assert good(*chosen).json["segments"] == own["segments"]
+    shorter = good(*chosen, "--set", "agent.max_turns=0").json
+    assert len(shorter["turns"]) == 1 < len(own["turns"])
+    assert "name one: --index" in refused(*named, final)
+    assert "no trained searcher there" in refused(*named, tmp_path, "--index", index)
+    for part in ((), ("--recipe", recipe), ("--run", run, "--recipe", recipe)):
+        assert "name a run with --run, or a recipe" in refused("ask", "Who?", *part)
+
+
 def test_it_is_compared_on_its_own_answer_and_on_the_generators(recipe: Path, run: Path) -> None:
     names = "rag,search_r1,search_r1_ret"
     arguments = ("evaluate", recipe, "--methods", names, "--searcher", run, "--out", run, "--json")
@@ -60,6 +75,23 @@ def test_it_is_compared_on_its_own_answer_and_on_the_generators(recipe: Path, ru
     page = (run / "report.html").read_text()
     assert "Passages found in all" in page
     assert "Context handed to the generator" not in page
+
+
+def test_searchers_are_given_to_methods_by_name(recipe: Path, run: Path, tmp_path: Path) -> None:
+    final = run / "checkpoints" / "final"
+    arguments = ["evaluate", recipe, "--methods", "search-r1:a,search-r1:b,r1,s3", "--n", "2"]
+    given = ["--searcher", f"search-r1:a={run}", "--searcher", f"r1={final}", "--out", tmp_path]
+    good(*arguments, *given, *ONE_THREAD)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["methods"]) == ["search_r1:a", "search_r1:b", "r1", "s3"]
+    searchers = results["settings"]["recipe"]["evaluation"]["searchers"]
+    assert searchers == {"search_r1:a": str(run), "r1": str(final)}
+    twice = ("--searcher", f"r1={run}", "--searcher", f"r1={final}")
+    assert "r1 has one already" in refused(*arguments, *twice, "--out", tmp_path)
+    twice = ("--searcher", run, "--searcher", final)
+    assert "name the method, as in --searcher s3=" in refused(*arguments, *twice, "--out", tmp_path)
+    nothing = ("--searcher", f"s3={tmp_path}", "--out", tmp_path)
+    assert f"{tmp_path}: no trained searcher there" in refused(*arguments, *nothing)
 
 
 def test_the_demo_takes_it(recipe: Path, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_a_wrong_override_is_refused(
 def test_an_unknown_recipe_is_refused_with_the_nearest(tmp_path: Path) -> None:
     line = refused("train", "tiny-grop", "--out", tmp_path / "out")
     assert "tiny-grop: no such recipe file; did you mean tiny-grpo?" in line
-    assert "shipped ones: s3-8-3-3, " in refused("train", "zzz", "--out", tmp_path / "out")
+    assert "shipped ones: qwen3-0.6b-grpo, " in refused("train", "zzz", "--out", tmp_path / "out")
     (tmp_path / "broken.toml").write_text("name = \n")
     assert "broken.toml: not a readable recipe" in refused(
         "train", tmp_path / "broken.toml", "--out", tmp_path / "out"

@@ -183,6 +183,7 @@ class TestQuestions:
             ({"golden_answers": [["A"]]}, "must be a list of strings"),
             ({"supporting_ids": {"a": 1}}, "must be a list of strings"),
             ({"hops": "two"}, '"hops" is str'),
+            ({"retrieval_query": ["a"]}, '"retrieval_query" is list'),
         ],
     )
     def test_a_bad_row_is_refused(

@@ -135,11 +135,23 @@ class TestForms:
     ) -> None:
         assert question_from_verl(VERL | change, "here").id == identifier
 
+    def test_retrieval_asks_without_the_options_in_mirages_sets_alone(self, tmp_path: Path) -> None:
+        text = "Which?\nOptions:\nA: x\nB: y\n"
+        for source, query in (("medqa", "Which?"), ("nq", text)):
+            row = VERL | {"data_source": source, "question": text}
+            question = question_from_verl(row, "here")
+            assert (question.text, question.query) == (text, query)
+            outputs = {text: {"golden_answers": ["A: x"], "context_with_info": ""}}
+            path = write(tmp_path / f"{source}_output_sequences.json", outputs)
+            [question] = read_dataset(path)
+            assert (question.text, question.query) == (text, query)
+        assert question_from_verl(VERL | {"data_source": "medqa"}, "here").own_query == ""
+
     def test_the_guides_lines(self, tmp_path: Path) -> None:
         path = lines(tmp_path / "a.jsonl", GUIDE, GUIDE | {"prompt": "What?"})
         assert read_dataset(path) == [
-            Question("sample_1", "Who?", ("Me",), "sample"),
-            Question("sample_2", "What?", ("Me",), "sample"),
+            Question("sample_1", "Who?", ("Me",), "sample", reward="exact_match"),
+            Question("sample_2", "What?", ("Me",), "sample", reward="exact_match"),
         ]
         without = {key: value for key, value in GUIDE.items() if key != "golden_answers"}
         said = complaint(lines(tmp_path / "b.jsonl", GUIDE, without))
@@ -149,10 +161,27 @@ class TestForms:
     def test_mirage(self, tmp_path: Path, indent: int | None) -> None:
         path = write(tmp_path / "benchmark.json", MIRAGE, indent)
         expected = [
-            Question("medqa_0001", "Which?\nOptions:\nA: x\nB: y: z", ("B: y: z",), "medqa"),
-            Question("bioasq_1", "Is it?\nOptions:\nA: yes\nB: no", ("A: yes",), "bioasq"),
+            Question(
+                "medqa_0001",
+                "Which?\nOptions:\nA: x\nB: y: z",
+                ("B: y: z",),
+                "medqa",
+                own_query="Which?",
+            ),
+            Question(
+                "bioasq_1",
+                "Is it?\nOptions:\nA: yes\nB: no",
+                ("A: yes",),
+                "bioasq",
+                own_query="Is it?",
+            ),
         ]
         assert read_dataset(path) == expected
+        kept = lines(tmp_path / "kept.jsonl", *(question.to_row() for question in expected))
+        assert read_dataset(kept) == read_questions(kept) == expected
+        table = tmp_path / "kept.parquet"
+        write_verl_parquet(table, expected, "test")
+        assert read_dataset(table) == expected
         assert read_dataset(path, source="bioasq") == expected[1:]
         assert read_dataset(path, limit=1) == expected[:1]
         assert "no question of source 'mmlu'" in complaint(path, "mmlu")

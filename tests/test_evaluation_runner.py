@@ -1,13 +1,8 @@
-"""The evaluation runner and the comparison that writes its results."""
+"""The evaluation runner: one method over questions."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,15 +12,11 @@ from searchrl.agents.agent import Draw
 from searchrl.agents.context import DirectAgent, OracleAgent, RagAgent
 from searchrl.agents.episode import EndReason, Episode
 from searchrl.agents.generator import Generator
-from searchrl.data.passages import Passage
 from searchrl.data.questions import Question
 from searchrl.errors import InfrastructureError, InputError
 from searchrl.evaluation import runner
-from searchrl.evaluation.comparison import compare
 from searchrl.evaluation.runner import evaluate
 from searchrl.evaluation.table import summarise
-from searchrl.experiment import Experiment
-from searchrl.recipe import Recipe
 from searchrl.retrieval.protocol import Hit
 from searchrl.rewards.judge import Judge
 from tests.fakes import FailingRetriever, ListRetriever, ScriptedModel, passages
@@ -63,11 +54,11 @@ def run(
     method: Any,
     generator: EchoGenerator,
     judge: Judge | None = None,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[runner.Evaluated]:
-    """Evaluate one method over all questions."""
-    frozen = cast(Generator, generator)
-    return asyncio.run(evaluate(method, QUESTIONS, frozen, judge, on_progress))
+    """Evaluate one method over all questions; episodes in the order of the questions."""
+    frozen, done = cast(Generator, generator), list[runner.Evaluated]()
+    asyncio.run(evaluate(method, method.name, QUESTIONS, frozen, judge, done.append))
+    return sorted(done, key=lambda item: item.score.question_id)
 
 
 def judge_saying(tokenizer: PreTrainedTokenizerFast, verdict: str) -> tuple[Judge, ScriptedModel]:
@@ -143,67 +134,26 @@ def test_a_failed_judge_takes_its_question_out(tiny_tokenizer: PreTrainedTokeniz
     assert [item.score.failed for item in done] == [False, False, False, True, False]
 
 
-def test_progress_is_told_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_follow_one_another_and_each_episode_is_handed_over_as_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(runner, "_CHUNK", 2)
-    told: list[int] = []
-    done = run(DirectAgent(), EchoGenerator(), on_progress=told.append)
-    assert told == [2, 4, 5]
-    assert len(done) == 5
+    told: list[tuple[int, str]] = []
+    generator = EchoGenerator()
+    asyncio.run(
+        evaluate(
+            DirectAgent(),
+            "alone",
+            QUESTIONS,
+            cast(Generator, generator),
+            None,
+            lambda item: told.append((len(generator.asked), item.episode.method)),
+        )
+    )
+    assert told == [(2, "alone")] * 2 + [(4, "alone")] * 2 + [(5, "alone")]
 
 
 def test_a_question_without_gold_passages_stops_the_oracle() -> None:
     oracle = OracleAgent({passage.id: passage for passage in passages(3)})
     with pytest.raises(InputError, match="no passage 'p9' in the corpus"):
         run(oracle, EchoGenerator())
-
-
-def experiment(generator: EchoGenerator, count: int) -> Experiment:
-    """What a comparison reads of an experiment."""
-    recipe = Recipe.model_validate(
-        {
-            "name": "fake",
-            "data": {
-                name: {"kind": "synthwiki", "seed": seed}
-                for seed, name in enumerate(("train", "test"))
-            },
-            "searcher": {"model": "a-searcher"},
-            "generator": {"model": "a-generator"},
-            "evaluation": {"questions": count},
-        }
-    )
-    test = SimpleNamespace(questions=tuple(QUESTIONS))
-    fake = SimpleNamespace(recipe=recipe, test=test, generator=generator, judge=None)
-    return cast(Experiment, fake)
-
-
-def test_a_comparison_writes_table_settings_and_episodes(tmp_path: Path) -> None:
-    opened: list[tuple[str, int]] = []
-
-    @contextlib.contextmanager
-    def progress(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
-        opened.append((label, total))
-        yield lambda done, note: None
-
-    corpus: list[Passage] = passages(30)
-    methods = [RagAgent(FailingRetriever(corpus, fail_from=2), k=2), DirectAgent()]
-    summaries = compare(experiment(EchoGenerator(), 3), methods, tmp_path, progress)
-    assert [summary.method for summary in summaries] == ["rag", "direct"]
-    assert opened == [("evaluating rag", 3), ("evaluating direct", 3)]
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["methods"]["rag"]["n"] == 2
-    assert results["methods"]["rag"]["failed"] == 1
-    assert results["methods"]["direct"]["vs_rag"]["n"] == 2
-    settings = results["settings"]
-    assert settings.pop("recipe")["evaluation"]["questions"] == 3
-    assert settings == {
-        "decoding": "greedy",
-        "searcher": "a-searcher",
-        "generator": "echo",
-        "judge": None,
-    }
-    assert "| direct |" in (tmp_path / "results.md").read_text()
-    rows = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
-    assert len(rows) == 6
-    assert rows[0]["score"]["accuracy"] == 1
-    assert rows[2]["score"] is None
-    assert rows[2]["error"] == "retriever at example:2 did not answer"

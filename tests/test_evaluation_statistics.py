@@ -16,6 +16,7 @@ from rich.console import Console
 
 from searchrl.errors import InputError
 from searchrl.evaluation import statistics
+from searchrl.evaluation.datasets import compare_scores
 from searchrl.evaluation.statistics import (
     Interval,
     bootstrap_interval,
@@ -24,14 +25,8 @@ from searchrl.evaluation.statistics import (
     paired_difference,
     wilson_interval,
 )
-from searchrl.evaluation.table import (
-    EpisodeScore,
-    split_by_source,
-    summarise,
-    to_json,
-    to_markdown,
-    to_rich_table,
-)
+from searchrl.evaluation.table import EpisodeScore, summarise
+from searchrl.evaluation.written import to_json, to_markdown, to_rich_table
 
 
 @pytest.mark.parametrize(
@@ -224,7 +219,7 @@ def _scores() -> list[EpisodeScore]:
 
 
 def test_summary_has_the_written_form():
-    summary = to_json(summarise(_scores()))
+    summary = to_json(compare_scores(_scores(), several=False))
     json.dumps(summary, allow_nan=False)
     assert list(summary["methods"]) == ["rag", "s3"]
     s3 = summary["methods"]["s3"]
@@ -254,12 +249,12 @@ def test_failed_episodes_are_counted_and_in_no_mean_or_pair():
 
 def test_method_with_no_finished_episode_is_null_and_is_not_compared():
     scores = [replace(s, failed=s.method == "s3") for s in _scores()]
-    summaries = summarise(scores)
-    s3 = to_json(summaries)["methods"]["s3"]
+    comparison = compare_scores(scores, several=False)
+    s3 = to_json(comparison)["methods"]["s3"]
     assert (s3["accuracy"], s3["ci95"], s3["n"], s3["failed"]) == (None, [None, None], 0, 10)
     assert s3["vs_rag"] is None
-    assert "NaN" not in to_markdown(summaries)
-    assert "nan" not in to_markdown(summaries)
+    assert "NaN" not in to_markdown(comparison)
+    assert "nan" not in to_markdown(comparison)
 
 
 def test_without_rag_nothing_is_compared():
@@ -275,22 +270,25 @@ def test_pairs_follow_the_question_not_the_order():
 def test_same_id_in_two_sources_is_two_questions_but_not_in_one():
     other = [replace(score, source="hotpotqa") for score in _scores()]
     assert summarise(_scores() + other)[0].accuracy.n == 20
-    assert list(split_by_source(_scores() + other)) == ["synthwiki", "hotpotqa"]
+    assert list(compare_scores(_scores() + other, several=True).datasets) == [
+        "synthwiki",
+        "hotpotqa",
+    ]
     with pytest.raises(InputError, match=r"'rag' has question 'q0' of 'synthwiki' twice"):
         summarise(_scores() + _scores())
 
 
 def test_questions_without_gold_passages_leave_the_recall_column_out():
     scores = [replace(score, gold_recall=None) for score in _scores()]
-    summaries = summarise(scores)
-    assert to_json(summaries)["methods"]["s3"]["gold_recall"]["mean"] is None
-    assert "Gold recall" not in to_markdown(summaries)
-    assert "Gold recall %" in to_markdown(summarise(_scores()))
+    comparison = compare_scores(scores, several=False)
+    assert to_json(comparison)["methods"]["s3"]["gold_recall"]["mean"] is None
+    assert "Gold recall" not in to_markdown(comparison)
+    assert "Gold recall %" in to_markdown(compare_scores(_scores(), several=False))
 
 
 def test_markdown_rows_are_aligned_and_escaped():
     scores = [replace(s, method="a|b" if s.method == "s3" else s.method) for s in _scores()]
-    lines = to_markdown(summarise(scores)).splitlines()
+    lines = to_markdown(compare_scores(scores, several=False)).splitlines()
     assert len(lines) == 4
     assert {line.replace("\\|", "").count("|") for line in lines} == {lines[0].count("|")}
     assert lines[3].startswith("| a\\|b | 10 | 90.0 (59.6 to 98.2) | +70.0 (+40.0 to +100.0) |")
@@ -302,7 +300,7 @@ def test_terminal_table_takes_names_literally():
     scores = [replace(s, method=hostile if s.method == "s3" else s.method) for s in _scores()]
     console = Console(width=240, force_terminal=False)
     with console.capture() as capture:
-        console.print(to_rich_table(summarise(scores)))
+        console.print(to_rich_table(compare_scores(scores, several=False)))
     shown = capture.get()
     assert "[red]s3?[2J" in shown
     assert "\x1b" not in shown

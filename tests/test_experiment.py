@@ -12,7 +12,7 @@ import pytest
 from searchrl.data.synthwiki import write_synthwiki
 from searchrl.errors import InputError, IntegrityError
 from searchrl.experiment import Experiment
-from searchrl.methods import open_method
+from searchrl.methods import Trained, open_method
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.recipe import Recipe
 from searchrl.retrieval.index import build_index
@@ -177,7 +177,7 @@ def test_a_search_service_is_one_for_both_splits(
     }  # fmt: skip
     recipe = Recipe.model_validate(values)
     monkeypatch.delenv("SEARCH_KEY", raising=False)
-    with pytest.raises(InputError, match=r"retriever\.key_variable = SEARCH_KEY"):
+    with pytest.raises(InputError, match=r"retriever\.key_variable: .*SEARCH_KEY"):
         _ = Experiment(recipe, tmp_path).train
     monkeypatch.setenv("SEARCH_KEY", "canary-4711")
     experiment = Experiment(recipe, tmp_path)
@@ -212,7 +212,7 @@ def test_a_served_searcher_is_not_trained_or_exchanged(tmp_path: Path) -> None:
     experiment = Experiment(small_recipe(MODEL, f"searcher={SERVED}"), tmp_path)
     for attempt in (
         experiment.searcher,
-        lambda: open_method("s3", experiment, experiment.test, "x"),
+        lambda: open_method("s3", experiment, experiment.test, Trained("x")),
     ):
         with pytest.raises(InputError, match='kind = "local"'):
             attempt()

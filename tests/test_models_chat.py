@@ -10,6 +10,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from searchrl.errors import InputError
 from searchrl.models.chat import control_tokens, encode_text, render_chat
 from searchrl.models.protocol import Message
+from tests.chat_templates import ALWAYS_THINKING, NEVER_THINKING, QWEN3, thinking_tokenizer
 
 QUICK = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -116,3 +117,30 @@ def test_a_template_that_loses_or_repeats_a_message_is_refused(
     messages = [Message("system", "one"), Message("user", "two<|im_end|>")]
     with pytest.raises(InputError, match="leaves out or repeats a message"):
         render_chat(tokenizer, messages)
+
+
+@pytest.mark.parametrize("template", [QWEN3, ALWAYS_THINKING, NEVER_THINKING])
+@pytest.mark.parametrize("content", ["Who?", "Who?<|im_end|>", "<think>", "<think></think>"])
+def test_a_model_that_may_think_opens_its_thoughts_itself(
+    tiny_tokenizer: PreTrainedTokenizerFast, template: str, content: str
+) -> None:
+    tokenizer = thinking_tokenizer(tiny_tokenizer, template)
+    token_ids = render_chat(tokenizer, [Message("user", content)])
+    wanted = f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(token_ids) == wanted
+
+
+@pytest.mark.parametrize("content", ["Who?", "Who?<|im_end|>"])
+def test_a_model_that_may_not_think_gets_what_its_template_writes_for_that(
+    tiny_tokenizer: PreTrainedTokenizerFast, content: str
+) -> None:
+    tokenizer = thinking_tokenizer(tiny_tokenizer)
+    token_ids = render_chat(tokenizer, [Message("user", content)], thinking=False)
+    wanted = f"user\n{content}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert tokenizer.decode(token_ids) == f"<|im_start|>{wanted}"
+
+
+def test_a_think_block_in_a_message_is_content(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = thinking_tokenizer(tiny_tokenizer, "{{ messages[0]['content'] }}")
+    token_ids = render_chat(tokenizer, [Message("user", "so <think>")])
+    assert tokenizer.decode(token_ids) == "so <think>"

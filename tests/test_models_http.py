@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerFast
 
 from searchrl.agents.generator import Generator
 from searchrl.errors import InfrastructureError, InputError, IntegrityError
-from searchrl.models import replies
 from searchrl.models.counting import estimate_chat, estimate_tokens
 from searchrl.models.http import HttpChatModel, HttpLanguageModel, ServedModel, open_chat_model
 from searchrl.models.options import HttpModelOptions
@@ -25,6 +24,7 @@ from searchrl.models.protocol import Message, Sampling, StopReason, cut_at_stop
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.retrieval.protocol import Hit
 from searchrl.rewards.judge import Judge
+from searchrl.transport import store as store_module
 from tests.fake_time import run_fast
 from tests.fakes import passages
 
@@ -202,7 +202,7 @@ class TestStore:
     def test_the_oldest_go_and_the_account_stays(
         self, store: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(replies, "MAX_REPLIES", 3)
+        monkeypatch.setattr(store_module, "MAX_ANSWERS", 3)
         kept = ReplyStore(store)
         for number in range(5):
             kept.put(f"k{number}", {"n": number}, Usage("m", 1, 0, 10))
@@ -379,7 +379,7 @@ def test_a_dead_server_is_no_verdict_and_no_answer(store: Path) -> None:
         return list(await asyncio.gather(*asked, return_exceptions=True))
 
     results, _ = run_fast(ask())
-    assert [type(result) for result in results] == [InfrastructureError] * 2
+    assert all(isinstance(result, InfrastructureError) for result in results)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "models.test", ""])

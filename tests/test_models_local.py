@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from searchrl.errors import InputError
-from searchrl.models.generation import Request
+from searchrl.models.drawing import Row
 from searchrl.models.local import LocalModel, load_model
 from searchrl.models.protocol import Completion, Message, Sampling
 
@@ -26,15 +27,15 @@ def model(random_model: LocalModel) -> LocalModel:
 
 @pytest.fixture
 def sizes(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the size of every batch that is decoded."""
+    """Grows by the number of rows that begin together, each time some do."""
     batches: list[int] = []
-    decode = model._decoder.complete
+    admit = model._decoder.admit
 
-    def counted(requests: Sequence[Request]) -> list[Completion]:
-        batches.append(len(requests))
-        return decode(requests)
+    def counted(rows: Sequence[Row]) -> int:
+        batches.append(len(rows))
+        return admit(rows)
 
-    monkeypatch.setattr(model._decoder, "complete", counted)
+    monkeypatch.setattr(model._decoder, "admit", counted)
     return batches
 
 
@@ -54,6 +55,19 @@ def test_what_is_asked_together_is_decoded_together(model: LocalModel, sizes: li
     answers = asyncio.run(together())
     assert sizes == [9, 9]
     assert answers == [asyncio.run(ask(model, 10 + n, turns=2)) for n in range(9)]
+
+
+def test_ctrl_c_is_told_once(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model._decoder, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(ask(model, 10))
+    gc.collect()
+    assert caplog.text == ""
 
 
 def test_a_batch_waits_for_tasks_that_are_a_few_steps_behind(
@@ -82,17 +96,18 @@ def test_batches_are_the_same_every_time(model: LocalModel, sizes: list[int]) ->
     assert sizes == first == [6, 4, 2]
 
 
+@pytest.mark.parametrize("place", ["admit", "advance"])
 @pytest.mark.parametrize("kind", [RuntimeError, IndexError, ValueError, KeyError])
 def test_a_failure_of_the_decoder_reaches_everyone_who_waits(
-    model: LocalModel, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], place: str
 ) -> None:
-    def fail(requests: Sequence[Request]) -> list[Completion]:
+    def fail(*_: Sequence[Row]) -> None:
         raise kind("out of memory")
 
     async def together() -> list[object]:
         asked = [model.complete([5, 6], SAMPLING) for _ in range(4)]
         with monkeypatch.context() as patch:
-            patch.setattr(model._decoder, "complete", fail)
+            patch.setattr(model._decoder, place, fail)
             results = list(await asyncio.gather(*asked, return_exceptions=True))
         results.append(await model.complete([5, 6], SAMPLING))
         return results
@@ -100,6 +115,30 @@ def test_a_failure_of_the_decoder_reaches_everyone_who_waits(
     *failures, later = asyncio.run(asyncio.wait_for(together(), timeout=20))
     assert [type(failure) for failure in failures] == [kind] * 4
     assert isinstance(later, Completion)
+
+
+def test_a_finished_turn_goes_on_while_others_are_decoded(
+    model: LocalModel, sizes: list[int]
+) -> None:
+    told: list[str] = []
+
+    async def speak(name: str, first: int, *lengths: int) -> list[int]:
+        token_ids = [first, 7, 8]
+        for length in lengths:
+            # Hotter than usual, so that no end token cuts an output short.
+            said = await model.complete(token_ids, Sampling(length, 3.0, seed=first))
+            token_ids += said.token_ids
+            told.append(name)
+        return token_ids
+
+    async def together() -> list[list[int]]:
+        return list(await asyncio.gather(speak("short", 10, 2, 2, 2), speak("long", 11, 40)))
+
+    answers = asyncio.run(together())
+    assert told == ["short", "short", "short", "long"]
+    assert sizes == [2, 1, 1]
+    alone = [asyncio.run(speak("short", 10, 2, 2, 2)), asyncio.run(speak("long", 11, 40))]
+    assert answers == alone
 
 
 def test_a_bad_request_fails_alone(model: LocalModel, sizes: list[int]) -> None:

@@ -25,7 +25,7 @@ from searchrl.data.synthwiki import write_synthwiki
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.index import build_index, open_index
 from searchrl.serving.client import HttpRetriever
-from tests.command_line import flip_byte, good, write_recipe
+from tests.command_line import flip_byte, free_port, good, write_recipe
 
 pytestmark = pytest.mark.pipeline
 KEY = "canary-4711"
@@ -53,13 +53,6 @@ class Served:
         self.process.send_signal(signal.SIGTERM)
         stdout, stderr = self.process.communicate(timeout=_PATIENCE)
         return self.process.returncode, stdout, stderr
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

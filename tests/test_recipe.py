@@ -99,6 +99,24 @@ def test_search_r1_recipes_have_the_originals_numbers(
         assert (agent.k, agent.max_turns, agent.announce_budget) == (3, 4, False)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_the_deployment_guides_recipes_have_its_numbers(algorithm: str) -> None:
+    recipe = load_recipe(f"qwen3-0.6b-{algorithm}")
+    rollout, learning, agent = recipe.rollout, recipe.learning, recipe.agent
+    assert recipe.searcher.model == "Qwen/Qwen3-0.6B"
+    assert rollout.questions_per_step * rollout.group_size == 32
+    assert 32 // learning.mini_batches == 16
+    assert (learning.algorithm, learning.learning_rate) == (algorithm, 5e-6)
+    assert (agent.kind, agent.max_prompt_tokens, agent.max_response_tokens) == (
+        "search_r1",
+        2048,
+        256,
+    )
+    assert (recipe.run.steps, recipe.reward.kind) == (100, "per_question")
+    # A reference model would be one more copy in the memory of a small GPU.
+    assert learning.kl_coefficient == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -112,6 +130,7 @@ def test_search_r1_recipes_have_the_originals_numbers(
         (["reward.function=a:b"], "reward: .*go together"),
         (["evaluation.methods=['serch_r1']"], "not 'serch_r1'; did you mean search_r1"),
         (["reward.kind=exact"], "did you mean exact_match"),
+        (["agent.kind=search_r1", "searcher.thinking=false"], "leave out searcher.thinking"),
     ],
 )
 def test_agents_and_rewards_go_together(overrides: list[str], said: str, tmp_path: Path) -> None:
@@ -201,7 +220,7 @@ def test_override_forms(override: str, found: Any, tmp_path: Path) -> None:
         ("run.steps.x=3", "run.steps"),
         ("run.steps=0", "run.steps: .*greater than 0"),
         ("run.steps=many", "run.steps: .*integer"),
-        ("learning.algorithm=trpo", "learning.algorithm: .*'ppo' or 'grpo'"),
+        ("learning.algorithm=trpo", "learning.algorithm: .*'ppo', 'grpo', 'rloo'"),
         ("rollout.max_failed=1", "rollout.max_failed: .*less than 1"),
         ("evaluation.methods=['s4']", "evaluation.methods.0: .*'direct'"),
         ("data.train.kind=wiki", "data.train.kind: 'wiki' is none of 'synthwiki', 'files'"),
@@ -244,6 +263,20 @@ def test_what_does_not_fit_is_refused_in_one_line(override: str, said: str, tmp_
         (
             ["learning.mini_batches=5", "rollout.questions_per_step=4"],
             ("learning.mini_batches", "rollout.questions_per_step"),
+        ),
+        (["learning.algorithm=rloo"], ("learning.algorithm", "rollout.group_size")),
+        (["rollout.refill_rounds=2"], ("rollout.refill_rounds", "learning.algorithm")),
+        (["learning.loss_average=constant"], ("loss_average", "loss_constant")),
+        (["learning.loss_constant=100"], ("loss_average", "loss_constant")),
+        (["learning.scale_by_deviation=false"], ("scale_by_deviation", "algorithm")),
+        (["learning.kl_target=0.1"], ("kl_target", "kl_coefficient")),
+        (
+            [
+                "learning.algorithm=reinforce_plus_plus_baseline",
+                "rollout.group_size=4",
+                "learning.kl_coefficient=0.1",
+            ],
+            ("algorithm", "kl_placement"),
         ),
         (["retriever={kind='http', url='http://h/r'}"], ("retriever.kind", "data.train")),
     ],

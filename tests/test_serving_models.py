@@ -20,12 +20,11 @@ from searchrl.agents.generator import Generator
 from searchrl.agents.s3 import S3Agent, S3Options
 from searchrl.data.questions import Question
 from searchrl.errors import InputError
-from searchrl.models.generation import Request
+from searchrl.models.drawing import Row
 from searchrl.models.local import LocalModel
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling, StopReason
 from searchrl.retrieval.protocol import Hit
 from searchrl.serving import model_server
-from searchrl.serving.access import OPEN_PATHS, Access
 from searchrl.serving.model_server import ModelServer
 from tests.fakes import ListRetriever, ScriptedModel, passages
 from tests.model_server_fixtures import chat_model, running, token_model
@@ -34,6 +33,7 @@ HITS = tuple(Hit(passage, 1.0) for passage in passages(3))
 QUESTION = Question("q", "Where is it?", ("there",))
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Where?"}]}
 TEXT = {"model": "m", "prompt": "Where?"}
+JSON = {"content-type": "application/json"}
 Post = Callable[..., httpx2.Response]
 
 
@@ -44,7 +44,7 @@ def local(random_model: LocalModel) -> LocalModel:
 
 @pytest.fixture(scope="module")
 def url(local: LocalModel) -> Iterator[str]:
-    with running(Access(ModelServer(local, local.tokenizer, "m"), None)) as address:
+    with running(ModelServer(local, local.tokenizer, "m")) as address:
         yield f"{address}/v1"
 
 
@@ -58,7 +58,7 @@ def client() -> Iterator[httpx2.Client]:
 def post(url: str, client: httpx2.Client) -> Post:
     def send(path: str, body: Any, **headers: str) -> httpx2.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return client.post(url + path, content=content, headers=headers)
+        return client.post(url + path, content=content, headers=JSON | headers)
 
     return send
 
@@ -200,7 +200,7 @@ class TestForms:
         (model,) = client.get(f"{url}/models").json()["data"]
         assert (model["id"], model["max_model_len"]) == ("m", 1024)
         base = url.removesuffix("/v1")
-        for path in OPEN_PATHS:
+        for path in ("/health", "/health/live", "/health/ready"):
             assert client.get(base + path).status_code == 200
 
 
@@ -295,9 +295,19 @@ class TestLimits:
             sent.append(event)
 
         app = ModelServer(local, local.tokenizer, "m")
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions"}
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/completions", "headers": headers,
+        }  # fmt: skip
         asyncio.run(app(scope, never, send))
         assert sent[0]["status"] == 408
+
+    @pytest.mark.parametrize(
+        "headers",
+        [{"content-type": "text/plain"}, {"content-encoding": "gzip"}],
+    )
+    def test_only_unpacked_json_is_taken(self, post: Post, headers: dict[str, str]) -> None:
+        assert post("/completions", TEXT, **headers).status_code == 415
 
     @pytest.mark.parametrize(
         ("method", "path", "status"),
@@ -375,14 +385,14 @@ def test_what_comes_while_the_model_computes_is_decoded_together(
 ) -> None:
     local = LocalModel(random_model.model, random_model.tokenizer)
     sizes: list[int] = []
-    decode = local._decoder.complete
+    admit = local._decoder.admit
 
-    def slowly(requests: Sequence[Request]) -> list[Completion]:
-        sizes.append(len(requests))
+    def slowly(rows: Sequence[Row]) -> int:
+        sizes.append(len(rows))
         time.sleep(0.15)
-        return decode(requests)
+        return admit(rows)
 
-    monkeypatch.setattr(local._decoder, "complete", slowly)
+    monkeypatch.setattr(local._decoder, "admit", slowly)
 
     async def together(address: str) -> list[str]:
         model = chat_model(f"{address}/v1", tmp_path)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from searchrl.retrieval.index import build_index
-from searchrl.serving.server import Address, allowed_hosts
-from searchrl.serving.settings import ServerSettings
+from searchrl.serving.server import Address
 from tests.command_line import refused
 from tests.serving_fixtures import corpus
 
@@ -33,26 +32,12 @@ def taken_port() -> Iterator[int]:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
 def test_T_B11_the_network_is_not_served_without_a_key(host: str, index: Path) -> None:
     line = refused("serve", "--index", index, "--host", host)
-    assert f"--host {host}: other machines could search without a key" in line
+    assert f"--host {host}: other machines could use the server without a key" in line
     assert "--key-variable" in line
 
 
 def test_T_B11_the_default_is_loopback() -> None:
     assert Address().host == "127.0.0.1"
-    loopback = {"127.0.0.1", "127.1.2.3", "::1", "localhost"}
-    open_to_all = {"0.0.0.0", "::", "192.168.1.1", "localhost.example.org"}
-    assert {host for host in loopback | open_to_all if Address(host).is_loopback} == loopback
-
-
-def test_T_B11_host_names_that_may_be_used() -> None:
-    local = ServerSettings().allowed_hosts
-    assert set(allowed_hosts(Address(), (), guarded=False)) == set(local)
-    assert "::1" not in allowed_hosts(Address("::1"), (), guarded=False)
-    assert "[::1]" in allowed_hosts(Address("::1"), (), guarded=False)
-    assert allowed_hosts(Address("0.0.0.0"), (), guarded=True) == ()
-    named = allowed_hosts(Address("0.0.0.0"), ("Search.Example.org",), guarded=True)
-    assert "search.example.org" in named
-    assert set(local) < set(named)
 
 
 @pytest.mark.parametrize("value", [None, ""])

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchrl.agents.episode import Segment
-from searchrl.training.batch import TokenBatch, micro_batches
+from searchrl.models.token_tree import build_tree
+from searchrl.training.batch import TokenBatch, micro_batches, tree_batches
 from tests.training_fixtures import episode, random_shape
 
 CPU = torch.device("cpu")
@@ -20,13 +21,12 @@ CPU = torch.device("cpu")
 @given(st.integers(0, 10**6), st.integers(1, 6))
 def test_a_batch_holds_exactly_what_the_episodes_hold(seed: int, count: int) -> None:
     draw = random.Random(seed)
-    episodes = [episode(draw.randrange(10**9), 1.0, random_shape(draw)) for _ in range(count)]
+    episodes = [episode(draw.randrange(3), 1.0, random_shape(draw)) for _ in range(count)]
     batch = TokenBatch.of(episodes, CPU)
     for row, one in enumerate(episodes):
         length = len(one.token_ids)
-        assert batch.tokens_BT[row, :length].tolist() == one.token_ids
-        assert batch.trainable_BT[row, :length].tolist() == one.trainable_mask
-        assert not batch.trainable_BT[row, length:].any()
+        assert batch.padded_BT[row, :length].tolist() == one.token_ids
+        assert not batch.padded_BT[row, length:].any()
     sampled = [
         token
         for one in episodes
@@ -36,15 +36,17 @@ def test_a_batch_holds_exactly_what_the_episodes_hold(seed: int, count: int) -> 
     ]
     assert batch.targets_A.tolist() == sampled
     assert batch.lengths_B == tuple(sum(one.trainable_mask) for one in episodes)
-    assert sum(batch.lengths_B) == batch.sampled_logprobs_A.numel() == batch.predicting_BT.sum()
+    assert sum(batch.lengths_B) == batch.sampled_logprobs_A.numel() == batch.rows_A.numel()
     noted = [value for one in episodes for value in one.logprobs]
     assert batch.sampled_logprobs_A.tolist() == pytest.approx(noted, rel=1e-6)
+    before = batch.padded_BT[batch.rows_A, batch.columns_A]
+    assert batch.tree.token_ids[batch.places_A.numpy()].tolist() == before.tolist()
 
 
 def test_outputs_predict_the_token_to_their_right() -> None:
     made = episode(0, 1.0, (("prompt", 2), ("model", 1), ("environment", 2), ("model", 1)))
     batch = TokenBatch.of([made], CPU)
-    assert batch.predicting_BT.tolist() == [[False, True, False, False, True]]
+    assert batch.columns_A.tolist() == batch.places_A.tolist() == [1, 4]
     assert batch.targets_A.tolist() == [made.token_ids[2], made.token_ids[5]]
 
 
@@ -70,3 +72,17 @@ def test_micro_batches_hold_every_index_once_within_the_budget(
     for batch in batches:
         padded = len(batch) * max(lengths[i] for i in batch)
         assert padded <= budget or len(batch) == 1
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), max_size=12), st.integers(1, 30)
+)
+def test_tree_batches_hold_every_index_once_within_the_budget(
+    sequences: list[list[int]], budget: int
+) -> None:
+    batches = list(tree_batches(sequences, budget))
+    assert Counter(i for batch in batches for i in batch) == Counter(range(len(sequences)))
+    for batch in batches:
+        assert len(build_tree([sequences[i] for i in batch])) <= budget or len(batch) == 1
+    together = list(tree_batches(sequences, 10**6))
+    assert len(together) == min(1, len(sequences))

@@ -19,8 +19,10 @@ from searchrl.data.storage import verify_directory
 from searchrl.errors import InputError, IntegrityError
 from searchrl.training import checkpoint
 from searchrl.training.checkpoint import (
+    drop_best_after,
     latest_checkpoint,
     load_checkpoint,
+    save_best,
     save_checkpoint,
     save_final,
     searcher_path,
@@ -177,6 +179,67 @@ def test_a_failure_of_any_system_call_leaves_a_loadable_checkpoint(
     assert latest_checkpoint(tmp_path) == (2, tmp_path / "step_000002")
 
 
+def test_the_best_is_kept_apart_and_replaced_by_a_better_one_only(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    subject = trained()
+
+    def save(step: int, score: float) -> bool:
+        return save_best(tmp_path, step, score, subject.searcher, tiny_tokenizer, f"# {step}\n")
+
+    def held() -> tuple[str, dict[str, object]]:
+        about = verify_directory(tmp_path / "best")
+        return (tmp_path / "best" / "README.md").read_text(), about
+
+    assert [save(2, 0.5), save(4, 0.5), save(6, float("nan"))] == [True, False, False]
+    assert held() == ("# 2\n", {"kind": "searcher", "step": 2, "score": 0.5})
+    assert save(8, 0.6)
+    assert held()[0] == "# 8\n"
+    save_checkpoint(tmp_path, 9, subject, tiny_tokenizer, keep=1)
+    assert searcher_path(tmp_path / "best") == tmp_path / "best"
+    drop_best_after(tmp_path, 8)
+    assert held()[0] == "# 8\n"
+    (tmp_path / ".best.tmp").mkdir()
+    (tmp_path / ".best.tmp" / "of a killed process").write_text("")
+    drop_best_after(tmp_path, 7)
+    assert not (tmp_path / "best").exists()
+    assert save(2, 0.5)
+    (tmp_path / "best" / "manifest.json").write_text("{")
+    drop_best_after(tmp_path, 9)
+    assert not (tmp_path / "best").exists()
+    assert save(10, -1.0)
+
+
+def test_the_weight_of_the_kl_term_is_part_of_a_checkpoint(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    subject, other = trained(), learner()
+    subject.kl_coefficient = 0.1 + 0.2
+    save_checkpoint(tmp_path, 1, subject, tiny_tokenizer, keep=1)
+    load_checkpoint(tmp_path / "step_000001", other)
+    assert other.kl_coefficient == subject.kl_coefficient
+
+
+@pytest.mark.parametrize(("form", "readable"), [(None, True), (2, True), (3, False)])
+def test_a_checkpoint_of_a_later_form_is_refused_and_of_an_earlier_one_read(
+    form: int | None,
+    readable: bool,
+    tmp_path: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save_checkpoint(tmp_path, 1, trained(), tiny_tokenizer, keep=1)
+    about = {"kind": "checkpoint", "step": 1} | ({} if form is None else {"form": form})
+    monkeypatch.setattr(checkpoint, "read_manifest", lambda path: {"about": about})
+    subject = learner(tiny_model(5))
+    if readable:
+        load_checkpoint(tmp_path / "step_000001", subject)
+        assert_bitwise_equal(state(subject), state(trained()))
+    else:
+        with pytest.raises(InputError, match="is of form 3, which a later version"):
+            load_checkpoint(tmp_path / "step_000001", subject)
+
+
 def test_the_last_ones_are_kept_and_leftovers_removed(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -220,7 +283,7 @@ def test_searcher_path_finds_the_searcher_in_each_kind_of_place(
     step = checkpoints / "step_000001"
     with pytest.raises(InputError, match="no trained searcher"):
         searcher_path(tmp_path / "run")
-    final = save_final(checkpoints, subject.searcher, tiny_tokenizer)
+    final = save_final(checkpoints, subject.searcher, tiny_tokenizer, "# Card\n")
     foreign = tmp_path / "foreign"
     subject.searcher.save_pretrained(foreign)
     tiny_tokenizer.save_pretrained(foreign)
@@ -241,7 +304,7 @@ def test_the_final_searcher_loads_with_transformers(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     subject = trained("ppo")
-    final = save_final(tmp_path, subject.searcher, tiny_tokenizer)
+    final = save_final(tmp_path, subject.searcher, tiny_tokenizer, "# Card\n")
     model = AutoModelForCausalLM.from_pretrained(final)
     tokenizer = AutoTokenizer.from_pretrained(final)
     assert_bitwise_equal(

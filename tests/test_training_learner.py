@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from searchrl.agents.episode import Episode, Reward, Segment
 from searchrl.data.questions import Question
-from searchrl.errors import SearchRLError
 from searchrl.models.local import LocalModel
 from searchrl.models.protocol import Sampling
+from searchrl.training import networks
 from searchrl.training.advantages import group_advantages
 from searchrl.training.learner import Group, Learner
+from searchrl.training.options import LearningOptions
 from tests.training_fixtures import (
     VOCABULARY,
     assert_bitwise_equal,
@@ -65,22 +66,30 @@ def test_the_first_on_policy_step_has_a_ratio_of_exactly_1(algorithm: str, budge
     assert metrics["clip_fraction"] == 0.0
 
 
-@pytest.mark.parametrize("values", [{}, PPO, {"entropy_coefficient": 0.1}])
-def test_the_update_repeats_the_very_passes_of_looking_back(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("steps", [{"epochs": 2}, {"mini_batches": 2}, {}])
+@pytest.mark.parametrize("values", [{}, PPO])
+def test_the_update_repeats_the_very_passes_of_looking_back(
+    values: dict[str, Any], steps: dict[str, int]
+) -> None:
     """On larger models a pass of other rows rounds otherwise, and the ratio would not be 1."""
-    subject = learner(tokens_per_micro_batch=90, **values)
+    subject = learner(tokens_per_micro_batch=90, **values, **steps)
     passes: dict[bool, list[list[list[int]]]] = {False: [], True: []}
 
     def note(module: torch.nn.Module, positional: Any, named: dict[str, torch.Tensor]) -> None:
         passes[torch.is_grad_enabled()].append(named["input_ids"].tolist())
 
     subject.searcher.model.register_forward_pre_hook(note, with_kwargs=True)
-    subject.update(groups(0, MIXED), 0)
+    made = groups(0, MIXED)
+    subject.update(made, 0)
     assert len(passes[True]) > 1
-    assert all(rows in passes[False] for rows in passes[True])
-    idle = sum(map(len, passes[False])) - sum(map(len, passes[True]))
-    # The three episodes of the group with equal rewards are passed through once only.
-    assert idle == (0 if values else 3)
+    # A single optimizer step looks at every episode once, when it learns from it.
+    expected = passes[True][: len(passes[True]) // steps.get("epochs", 1)] if steps else []
+    assert passes[False] == expected
+    learned = sum(len(rows[0]) for rows in passes[True]) // steps.get("epochs", 1)
+    idle = [] if values else made[1].episodes
+    episodes = [one for group in made for one in group.episodes if one not in idle]
+    # These episodes share no first token, so their tree holds every token of each.
+    assert learned == sum(len(one.token_ids) for one in episodes)
 
 
 def test_a_second_pass_is_off_policy() -> None:
@@ -198,6 +207,30 @@ def test_gradients_equal_an_independent_implementation(values: dict[str, Any], t
     assert_close(merged(seen), dense_gradients(made, model, 0.7, **values), 1e-5)
 
 
+@pytest.mark.parametrize("values", [{}, PPO])
+def test_models_that_cannot_be_packed_learn_the_same(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    made = groups(5, MIXED)
+    packed = gradients_of(made, **values)
+    monkeypatch.setattr(networks, "packs", lambda config: False)
+    assert_close(gradients_of(made, **values), packed, 1e-5)
+
+
+def test_what_episodes_share_is_passed_through_once() -> None:
+    """Three episodes of one prompt: the gradient is that of three prompts, at the cost of one."""
+    shape = (("prompt", 20), ("model", 4))
+    made = [episode(seed, float(seed % 2), shape) for seed in range(3)]
+    for one in made[1:]:
+        one.segments[0] = made[0].segments[0]
+    subject, sizes = learner(), []
+    subject.searcher.model.register_forward_pre_hook(
+        lambda module, taken, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    subject.update([Group(tuple(made))], 0)
+    assert sizes == [20 + 3 * 4]
+
+
 def test_the_policy_gradient_equals_finite_differences() -> None:
     made = groups(2, [[1.0, 0.0, 0.0]])
     model = tiny_model(2).double()
@@ -250,7 +283,7 @@ def test_groups_with_equal_rewards_leave_everything_as_it_is(epochs: int) -> Non
     assert_bitwise_equal(state(subject), before)
     assert metrics["grad_norm"] == 0.0
     assert metrics["policy_loss"] == 0.0
-    assert metrics["entropy"] > 0
+    assert "entropy" not in metrics
 
 
 def test_a_group_with_equal_rewards_adds_only_to_the_denominator() -> None:
@@ -261,29 +294,23 @@ def test_a_group_with_equal_rewards_adds_only_to_the_denominator() -> None:
     assert_close(both, {name: share * value for name, value in one.items()}, 1e-5)
 
 
-def test_every_metric_is_there_whether_or_not_something_teaches() -> None:
-    subject = learner()
-    assert (
-        subject.update(groups(1, MIXED), 0).keys() == subject.update(groups(1, [[1, 1]]), 1).keys()
-    )
-
-
-def test_entropy_is_the_mean_over_all_sampled_tokens() -> None:
+def test_entropy_is_the_mean_over_the_sampled_tokens_that_teach() -> None:
     model, made = tiny_model(), groups(4, [[1.0, 0.0], [0.0, 0.0]])
     entropies = []
-    for group in made:
-        for one in group.episodes:
-            logprobs = torch.log_softmax(model(torch.tensor([one.token_ids])).logits[0], -1)
-            values = -(logprobs.exp() * logprobs).sum(-1)
-            entropies += [values[i - 1] for i, m in enumerate(one.trainable_mask) if m]
+    for one in made[0].episodes:
+        logprobs = torch.log_softmax(model(torch.tensor([one.token_ids])).logits[0], -1)
+        values = -(logprobs.exp() * logprobs).sum(-1)
+        entropies += [values[i - 1] for i, m in enumerate(one.trainable_mask) if m]
     expected = float(torch.stack(entropies).detach().mean())
     assert learner(model).update(made, 0)["entropy"] == pytest.approx(expected, rel=1e-5)
 
 
 def samples_of(subject: Learner, made: Sequence[Group]) -> list[Any]:
-    samples = subject._samples(made)
-    subject._look_back(samples, subject._plan(samples))
-    subject._set_advantages(samples)
+    grouped = subject._samples(made)
+    samples = [sample for group in grouped for sample in group]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "_single", False)
+        subject._look_back(grouped, subject._pack(samples))
     return samples
 
 
@@ -357,8 +384,7 @@ def test_old_logprobs_stay_those_of_the_policy_that_sampled() -> None:
 def test_a_gradient_that_is_not_finite_leaves_the_weights(values: dict[str, Any]) -> None:
     subject = learner(**values)
     before = state(subject)
-    with pytest.raises(SearchRLError, match="not finite"):
-        subject.update(groups(0, [[float("nan"), 1.0]]), 0)
+    assert subject.update(groups(0, [[float("nan"), 1.0]]), 0)["skipped_updates"] == 1
     assert_bitwise_equal(state(subject), before)
     assert all(parameter.grad is None for parameter in subject.searcher.parameters())
 
@@ -369,8 +395,7 @@ def test_a_critic_gradient_that_is_not_finite_leaves_the_searcher_too() -> None:
     before = state(subject)
     assert subject.critic is not None
     hook = subject.critic.head.weight.register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(SearchRLError, match="not finite"):
-        subject.update(made, 0)
+    assert subject.update(made, 0)["skipped_updates"] == 1
     assert_bitwise_equal(state(subject), before)
     hook.remove()
     fresh = learner(whiten_advantages=False, **PPO)
@@ -398,6 +423,17 @@ def test_warm_up_is_linear_and_apart_for_the_critic() -> None:
         )
     assert [rate for rate, _ in rates] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
     assert [rate for _, rate in rates] == pytest.approx([0.5, 1, 1, 1, 1, 1])
+
+
+def test_rates_fall_linearly_to_their_share_at_the_last_step() -> None:
+    options = LearningOptions(algorithm="grpo", learning_rate=0.1, warmup_steps=2, final_rate=0.2)
+    subject = Learner(tiny_model(), options, 1.0, steps=7)
+    rates = []
+    for step in range(9):
+        subject._set_rates(step)
+        rates.append(subject.optimizer.param_groups[0]["lr"])
+    expected = [0.05, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02, 0.02, 0.02]
+    assert rates == pytest.approx(expected)
 
 
 def test_gradients_are_cut_to_the_norm() -> None:
@@ -442,6 +478,30 @@ def sampled_group(model: LocalModel, temperature: float) -> Group:
         return list(await asyncio.gather(*(sample(seed) for seed in range(6))))
 
     return Group(tuple(asyncio.run(all_of_them())))
+
+
+@pytest.mark.parametrize("budget", [40, 16_384])
+@pytest.mark.parametrize(
+    "values",
+    [{}, PPO, PPO | {"kl_coefficient": 0.3}, {"kl_coefficient": 0.3, "kl_placement": "loss"}],
+)
+def test_a_single_step_learns_what_looking_back_first_would_teach(
+    random_model: LocalModel, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], budget: int
+) -> None:
+    made = [sampled_group(random_model, 1.0)]
+    reference = copy.deepcopy(random_model.model) if "kl_coefficient" in values else None
+
+    def gradients() -> dict[str, torch.Tensor]:
+        subject = learner(random_model.model, reference, tokens_per_micro_batch=budget, **values)
+        if subject.critic is not None:
+            trained_critic(subject)
+        seen = watch_gradients(subject)
+        subject.update(made, 0)
+        return merged(seen)
+
+    at_once = gradients()
+    monkeypatch.setattr(Learner, "_single", False)
+    assert_close(at_once, gradients(), 1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

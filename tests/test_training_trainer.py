@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from searchrl.data.questions import read_questions
+from searchrl.data.storage import read_manifest
 from searchrl.errors import InputError
 from searchrl.models.local import LocalModel
 from searchrl.recipe import Recipe, load_recipe
@@ -125,7 +127,15 @@ def test_a_run_leaves_what_a_run_directory_promises(
     assert all(abs(row["mismatch_kl"]) < 1e-6 for row in rows)
     assert sorted(episodes_of(out)) == [f"step_{step:06d}.jsonl" for step in (1, 2, 3, 4)]
     saved = sorted(path.name for path in (out / "checkpoints").iterdir())
-    assert saved == ["final", "step_000002", "step_000004"]
+    assert saved == ["best", "final", "step_000002", "step_000004"]
+    card = (out / "checkpoints" / "final" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "| Steps | 4 of 4 |" in card
+    assert f"| Training | {algorithm.upper()} |" in card
+    means = [row["reward/mean"] for row in rows]
+    best = read_manifest(out / "checkpoints" / "best")["about"]
+    first, second = sum(means[:2]) / 2, sum(means[2:]) / 2
+    assert (best["step"], best["score"]) == ((4, second) if second > first else (2, first))
     before = AutoModelForCausalLM.from_pretrained(model).state_dict()
     after = AutoModelForCausalLM.from_pretrained(out / "checkpoints" / "final").state_dict()
     assert any(not before[name].equal(after[name]) for name in before)
@@ -214,6 +224,15 @@ def test_resuming_with_another_recipe_names_what_differs(
     assert status(out) == "success"
 
 
+def test_a_resumed_run_may_change_its_length_and_its_guards(model: Path, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    with directory.open(small_recipe(model), resume=False):
+        pass
+    with directory.open(small_recipe(model, "run.steps=9", "guards.patience=7"), resume=True):
+        pass
+    assert load_recipe(str(directory.config)).guards.patience == 7
+
+
 def test_resuming_with_other_questions_is_refused(model: Path, tmp_path: Path) -> None:
     world = tmp_path / "world"
     made = small_recipe(model)
@@ -274,11 +293,17 @@ def test_a_second_process_on_a_run_is_refused(model: Path, tmp_path: Path) -> No
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         for resume in (True, False):
-            with pytest.raises(InputError, match="another process"):
+            with pytest.raises(InputError, match=rf"process {holder.pid} on \S+ is writing"):
                 run(recipe, tmp_path, resume)
         assert status(tmp_path) == "started"
         holder.communicate("\n")
     assert status(tmp_path) == "success"
+
+
+def test_the_lock_of_a_process_that_is_gone_does_not_hold(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on elsewhere\n")
+    with RunDirectory(tmp_path).open(load_recipe("tiny-grpo"), resume=False):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_the_remains_of_a_run_without_its_config_are_refused(model: Path, tmp_path: Path) -> None:

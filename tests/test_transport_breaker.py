@@ -1,83 +1,125 @@
-"""The breaker against a plain restatement of its rules, over random histories."""
+"""The breaker as a state machine: what it promises, whatever order calls end in."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from searchrl.transport.breaker import CONSECUTIVE_FAILURES, PROBE_INTERVAL, WINDOW, Breaker
+from searchrl.transport.breaker import IN_A_ROW, SECONDS_OPEN, WINDOW, Breaker, State
 
 
 class BreakerMachine(RuleBasedStateMachine):
+    """T-C03. Calls begin and end in any order while time passes.
+
+    ``history`` holds what happened since the last change of state; a call belongs to the change it
+    began after.
+    """
+
     def __init__(self) -> None:
         super().__init__()
-        self.breaker = Breaker()
         self.now = 0.0
-        self.outcomes: list[bool] = []
-        self.opened: float | None = None
-        self.last_probe: float | None = None
+        self.breaker = Breaker(lambda: self.now)
+        self.state = State.CLOSED
+        self.changes = 0
+        self.history: list[bool] = []
+        self.opened_at = -1.0
+        self.down_since: float | None = None
+        self.calls: list[tuple[int, int]] = []  # permit, and the change it began after
 
-    @rule(seconds=st.floats(0, 15))
-    def wait(self, seconds: float) -> None:
+    def change(self, state: State) -> None:
+        self.state = state
+        self.changes += 1
+        self.history = []
+        if state is State.CLOSED:
+            self.down_since = None
+        elif self.down_since is None:
+            self.down_since = self.now
+
+    @precondition(lambda self: self.breaker.wait() == 0)
+    @rule()
+    def begin(self) -> None:
+        assert self.state is not State.HALF_OPEN, "a second probe was let in"
+        if self.state is State.OPEN:
+            assert self.now >= self.opened_at + SECONDS_OPEN, "let in too early"
+            self.change(State.HALF_OPEN)
+        self.calls.append((self.breaker.enter(), self.changes))
+
+    @precondition(lambda self: self.breaker.wait() > 0)
+    @rule()
+    def push_in(self) -> None:
+        with pytest.raises(RuntimeError):
+            self.breaker.enter()
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data(), good=st.sampled_from([True, False, False, None]))
+    def end(self, data: st.DataObject, good: bool | None) -> None:
+        call = data.draw(st.sampled_from(self.calls))
+        self.calls.remove(call)
+        self.breaker.leave(call[0], good)
+        if call[1] != self.changes:
+            return
+        if self.state is State.HALF_OPEN:
+            self.opened_at = self.now if good is False else self.opened_at
+            self.change(State.CLOSED if good else State.OPEN)
+        elif good is not None:
+            self.history.append(good)
+            if self.is_down():
+                self.opened_at = self.now
+                self.change(State.OPEN)
+
+    def is_down(self) -> bool:
+        in_a_row = self.history[-IN_A_ROW:] == [False] * IN_A_ROW
+        window = self.history[-WINDOW:]
+        return in_a_row or (len(window) == WINDOW and 2 * window.count(False) >= WINDOW)
+
+    @rule(seconds=st.floats(0, 1.5 * SECONDS_OPEN))
+    def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule()
-    def ask(self) -> None:
-        wait = self.breaker.admit(self.now)
-        if self.opened is None:
-            assert wait == 0
-            return
-        since = self.opened if self.last_probe is None else self.last_probe
-        if wait == 0:
-            assert self.now - since >= PROBE_INTERVAL - 1e-6
-            self.last_probe = self.now
-        else:
-            assert 0 < wait <= PROBE_INTERVAL + 1e-9
-            assert abs(since + PROBE_INTERVAL - self.now - wait) < 1e-6
-
-    @rule(alive=st.sampled_from([True, False, False]))
-    def outcome(self, alive: bool) -> None:
-        self.breaker.record(alive, self.now)
-        if self.opened is not None and alive:
-            self.opened = self.last_probe = None
-            self.outcomes = []
-        self.outcomes.append(alive)
-        recent = self.outcomes[-WINDOW:]
-        row = self.outcomes[-CONSECUTIVE_FAILURES:]
-        if self.opened is None and (
-            (len(row) == CONSECUTIVE_FAILURES and not any(row))
-            or (len(recent) == WINDOW and sum(recent) <= WINDOW / 2)
-        ):
-            self.opened = self.now
+    @invariant()
+    def it_is_in_the_state_that_its_history_says(self) -> None:
+        assert self.breaker.state is self.state
 
     @invariant()
-    def agree(self) -> None:
-        down = self.breaker.down_for(self.now)
-        assert (down is None) == (self.opened is None)
-        if down is not None and self.opened is not None:
-            assert down == self.now - self.opened
+    def it_says_how_long_to_wait(self) -> None:
+        wait = self.breaker.wait()
+        if self.state is State.CLOSED:
+            assert wait == 0
+        elif self.state is State.HALF_OPEN:
+            assert 0 < wait < SECONDS_OPEN
+        else:
+            assert wait == max(0.0, self.opened_at + SECONDS_OPEN - self.now)
+
+    @invariant()
+    def it_says_how_long_the_service_has_been_down(self) -> None:
+        expected = 0.0 if self.down_since is None else self.now - self.down_since
+        assert self.breaker.down_for == expected
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+BreakerMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 TestBreaker = BreakerMachine.TestCase
 
 
-def test_half_of_the_latest_failing_is_enough() -> None:
-    breaker = Breaker()
-    for number in range(WINDOW):
-        assert breaker.down_for(0.0) is None
-        breaker.record(number % 2 == 0, 0.0)
-    assert breaker.down_for(3.0) == 3.0
+def breaker_after(outcomes: list[bool]) -> Breaker:
+    breaker = Breaker(lambda: 0.0)
+    for good in outcomes:
+        if breaker.wait() == 0:
+            breaker.leave(breaker.enter(), good)
+    return breaker
 
 
-def test_a_sign_of_life_forgets_the_failures_before_it() -> None:
-    breaker = Breaker()
-    for _ in range(WINDOW):
-        breaker.record(False, 0.0)
-    breaker.record(True, 20.0)
-    for _ in range(CONSECUTIVE_FAILURES - 1):
-        breaker.record(False, 21.0)
-    assert breaker.down_for(21.0) is None
-    breaker.record(False, 21.0)
-    assert breaker.down_for(22.0) == 1.0
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        ([False] * 4, State.CLOSED),
+        ([False] * 5, State.OPEN),
+        ([False] * 4 + [True] + [False] * 4, State.CLOSED),
+        ([True, False] * 9 + [True], State.CLOSED),
+        ([True, False] * 10, State.OPEN),
+        ([True, True, False] * 20, State.CLOSED),
+    ],
+)
+def test_when_it_opens(outcomes: list[bool], state: State) -> None:
+    assert breaker_after(outcomes).state is state

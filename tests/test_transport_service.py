@@ -17,13 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchrl.errors import InfrastructureError, InputError
+from searchrl.errors import InputError
+from searchrl.transport.breaker import SECONDS_OPEN
+from searchrl.transport.errors import MalformedAnswerError, UnavailableError
+from searchrl.transport.keys import Credential
 from searchrl.transport.retry import TRIES, backoff, seconds_asked_for
-from searchrl.transport.service import Patience, Service
+from searchrl.transport.service import Call, Patience, Service
 from tests.fake_time import run_fast
 
 Step = Callable[[httpx2.Request], httpx2.Response]
 KEY = "sk-CANARY-12345"
+ANY = Call("/x", {})
 
 
 def answer(status: int, text: str = "", **headers: str) -> Step:
@@ -57,24 +61,25 @@ class Script:
         return step(request)
 
 
-def service(script: Script, outage: float = 600.0, **more: Any) -> Service:
+def service(script: Script, outage: float = 600.0, **times: Any) -> Service:
     return Service(
         "http://example.test/v1/",
-        KEY,
-        Patience(outage=outage),
+        Credential(KEY),
+        Patience(outage=outage, **times),
         transport=httpx2.MockTransport(script),
-        **more,
     )
 
 
 def call(script: Script) -> tuple[dict[str, Any], float]:
-    return run_fast(service(script).post("/x", {"q": "ü"}))
+    return run_fast(service(script).ask(Call("/x", {"q": "ü"})))
 
 
-def failure(script: Script, outage: float = 600.0) -> tuple[str, float]:
+def failure(
+    script: Script, kind: type[Exception] = UnavailableError, **times: Any
+) -> tuple[str, float]:
     async def main() -> str:
-        with pytest.raises(InfrastructureError) as caught:
-            await service(script, outage).post("/x", {})
+        with pytest.raises(kind) as caught:
+            await service(script, **times).ask(ANY)
         return str(caught.value)
 
     return run_fast(main())
@@ -92,9 +97,10 @@ def test_what_is_sent_and_what_comes_back() -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        *[answer(status) for status in (429, 502, 503, 504)],
+        *[answer(status) for status in (408, 429, 502, 503, 504)],
         *map(raising, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ReadError)),
         *map(raising, (httpx2.RemoteProtocolError, httpx2.WriteError)),
+        *map(raising, (httpx2.PoolTimeout, httpx2.DecodingError)),
     ],
 )
 def test_passing_trouble_is_tried_again(step: Step) -> None:
@@ -116,11 +122,6 @@ def test_passing_trouble_is_tried_again(step: Step) -> None:
         (answer(400, "too long"), "answers 400: too long"),
         (answer(422), "answers 422"),
         (answer(302, Location="http://elsewhere.test/"), "answers 302"),
-        (answer(200, "<html>Sign in</html>"), "not JSON: <html>Sign in</html>"),
-        (answer(200, '{"a": 1'), "not JSON"),
-        (answer(200, "[" * 100_000), "not JSON"),
-        (answer(200, "[1]"), "no JSON object: [1]"),
-        (answer(200), "not JSON"),
         (raising(httpx2.ReadTimeout), "did not answer in time"),
     ],
 )
@@ -131,13 +132,54 @@ def test_what_would_come_again_is_not_tried_again(step: Step, said: str) -> None
     assert len(script.times) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<html>Sign in</html>", "not JSON: <html>Sign in</html>"),
+        ('{"a": 1', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1]", "no JSON object: [1]"),
+        ("", "not JSON"),
+    ],
+)
+def test_what_is_no_json_object_fails_at_once(text: str, said: str) -> None:
+    script = Script(answer(200, text), good)
+    message, _ = failure(script, MalformedAnswerError)
+    assert said in message
+    assert len(script.times) == 1
+
+
+def test_T_C01_slow_answers_are_waited_for_again_only_where_that_adds_nothing() -> None:
+    async def slow(request: httpx2.Request) -> httpx2.Response:
+        times.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(30)
+        raise httpx2.ReadTimeout("read timed out")
+
+    for repeat, tries in ((True, 2), (False, 1)):
+        times: list[float] = []
+        message, seconds = failure(Script(slow), repeat_slow=repeat)  # type: ignore[arg-type]
+        assert "did not answer in time" in message
+        assert len(times) == tries
+        assert seconds <= 60
+
+
+def test_which_refusals_are_the_users_is_the_callers_to_say() -> None:
+    script = Script(answer(422, "topk"))
+    transport = httpx2.MockTransport(script)
+    asked = Service("http://e.test", refusals=range(300, 500), transport=transport)
+    with pytest.raises(InputError, match=r"http://e.test/x answers 422: topk"):
+        run_fast(asked.ask(ANY))
+    script.steps = (answer(408), good)
+    assert run_fast(asked.ask(ANY))[0] == {"a": 1}, "what may pass is no refusal"
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
 def test_a_wrong_address_or_key_is_the_users_to_mend(status: int) -> None:
     script = Script(answer(status, f"no such key: {KEY}"))
 
     async def main() -> str:
         with pytest.raises(InputError) as caught:
-            await service(script).post("/x", {})
+            await service(script).ask(ANY)
         return str(caught.value)
 
     message, _ = run_fast(main())
@@ -190,9 +232,9 @@ def test_a_wait_beyond_the_deadline_is_not_begun() -> None:
 def together(script: Script, calls: int, outage: float = 600.0) -> tuple[list[object], float]:
     async def main() -> list[object]:
         asked = service(script, outage)
-        with contextlib.suppress(InfrastructureError):
-            await asked.post("/x", {})
-        results = (asked.post("/x", {}) for _ in range(calls))
+        with contextlib.suppress(UnavailableError):
+            await asked.ask(ANY)
+        results = (asked.ask(ANY) for _ in range(calls))
         return list(await asyncio.gather(*results, return_exceptions=True))
 
     return run_fast(main())
@@ -216,7 +258,7 @@ def test_an_outage_pauses_every_call_and_loses_none(trouble: Step) -> None:
 
 def test_an_outage_that_does_not_end_is_a_failure_of_every_call() -> None:
     results, seconds = together(Script(good, raising(httpx2.ConnectError)), 40)
-    assert {type(result) for result in results} == {InfrastructureError}
+    assert {type(result) for result in results} == {UnavailableError}
     assert "down for" in str(results[0])
     assert "boom boom" in str(results[0])
     assert 580 <= seconds <= 620
@@ -224,15 +266,105 @@ def test_an_outage_that_does_not_end_is_a_failure_of_every_call() -> None:
 
 def test_without_patience_an_outage_fails_at_once() -> None:
     results, seconds = together(Script(good, raising(httpx2.ConnectError)), 40, outage=0)
-    assert {type(result) for result in results} == {InfrastructureError}
+    assert {type(result) for result in results} == {UnavailableError}
     assert seconds < 4
 
 
 def test_a_service_that_never_answered_is_not_waited_for() -> None:
     results, seconds = together(Script(raising(httpx2.ConnectError)), 40)
-    assert {type(result) for result in results} == {InfrastructureError}
+    assert {type(result) for result in results} == {UnavailableError}
     assert all("boom boom" in str(result) for result in results)
     assert seconds < 8
+
+
+def test_a_service_that_is_starting_may_be_waited_for() -> None:
+    def calls(start: float) -> tuple[list[object], float]:
+        script = Script(until(45, raising(httpx2.ConnectError)))
+
+        async def main() -> list[object]:
+            asked = service(script, start=start)
+            return list(
+                await asyncio.gather(*(asked.ask(ANY) for _ in range(8)), return_exceptions=True)
+            )
+
+        return run_fast(main())
+
+    results, seconds = calls(60)
+    assert results == [{"a": 1}] * 8
+    assert 45 <= seconds < 60
+    assert {type(result) for result in calls(25)[0]} == {UnavailableError}
+
+
+def open_breaker(asked: Service) -> None:
+    for _ in range(5):
+        asked._breaker.leave(asked._breaker.enter(), good=False)
+
+
+def test_probes_are_none_of_the_tries() -> None:
+    script = Script(until(95, raising(httpx2.ConnectError)))
+
+    async def main() -> dict[str, Any]:
+        asked = service(script, start=120)
+        open_breaker(asked)
+        return await asked.ask(ANY)
+
+    result, seconds = run_fast(main())
+    assert result == {"a": 1}
+    assert 95 <= seconds < 106
+
+
+def test_a_call_that_is_given_up_frees_the_probe() -> None:
+    release = asyncio.Event()
+
+    async def server(request: httpx2.Request) -> httpx2.Response:
+        await release.wait()
+        return httpx2.Response(200, json={})
+
+    async def main() -> None:
+        asked = Service("http://e.test", transport=httpx2.MockTransport(server))
+        open_breaker(asked)
+        await asyncio.sleep(SECONDS_OPEN)
+        probe = asyncio.ensure_future(asked.ask(ANY))
+        await asyncio.sleep(0.01)
+        probe.cancel()
+        await asyncio.wait([probe])
+        release.set()
+        assert await asked.ask(ANY) == {}
+
+    assert run_fast(main())[1] < SECONDS_OPEN + 1
+
+
+def test_no_more_tries_a_second_than_the_service_allows() -> None:
+    script = Script(good)
+
+    async def main() -> None:
+        transport = httpx2.MockTransport(script)
+        asked = Service("http://e.test", per_second=4, transport=transport)
+        await asyncio.gather(*(asked.ask(ANY) for _ in range(9)))
+
+    assert run_fast(main())[1] == pytest.approx(2.0)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(script.times)]
+    assert min(gaps) == pytest.approx(0.25)
+
+
+def test_a_get_and_a_key_in_the_query(caplog: pytest.LogCaptureFixture) -> None:
+    script = Script(answer(400, f"bad key {KEY}"))
+    credential = Credential(KEY, name="api_key", in_query=True)
+    asked = Service("http://e.test/a", credential, transport=httpx2.MockTransport(script))
+    with caplog.at_level("INFO", logger="httpx2"), pytest.raises(UnavailableError) as caught:
+        run_fast(asked.ask(Call("/search", params={"q": "ü b"})))
+    (request,) = script.requests
+    assert (request.method, request.url.path, request.content) == ("GET", "/a/search", b"")
+    assert dict(request.url.params) == {"q": "ü b", "api_key": KEY}
+    assert "HTTP Request: GET http://e.test/a/search" in caplog.text
+    for text in (caplog.text, str(caught.value), repr(credential)):
+        assert KEY not in text
+
+
+def test_an_address_keeps_its_own_query() -> None:
+    script = Script(good)
+    run_fast(Service("http://e.test/r?a=1", transport=httpx2.MockTransport(script)).ask(Call()))
+    assert str(script.requests[0].url) == "http://e.test/r?a=1"
 
 
 def test_calls_wait_in_line_without_losing_time() -> None:
@@ -247,7 +379,7 @@ def test_calls_wait_in_line_without_losing_time() -> None:
 
     async def main() -> list[object]:
         asked = Service("http://e.test", concurrency=2, transport=httpx2.MockTransport(slow))
-        return list(await asyncio.gather(*(asked.post("/", {}) for _ in range(10))))
+        return list(await asyncio.gather(*(asked.ask(ANY) for _ in range(10))))
 
     results, seconds = run_fast(main())
     assert results == [{}] * 10
@@ -260,14 +392,27 @@ def test_one_service_serves_one_event_loop_after_another() -> None:
     asked = service(script)
     clients = []
     for _ in range(2):
-        assert run_fast(asked.post("/x", {}))[0] == {"a": 1}
+        assert run_fast(asked.ask(ANY))[0] == {"a": 1}
         assert asked._session is not None
         clients.append(asked._session.client)
     assert clients[0] is not clients[1]
     assert all(client.is_closed for client in clients)
 
 
-@pytest.mark.parametrize("url", ["", "example.test", "ftp://e.test", "http://", "http://[::1", 3])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "example.test",
+        "ftp://e.test",
+        "http://",
+        "http://[::1",
+        3,
+        "http://e.test:70000",
+        "http://e.test:port",
+        "http://\x00/",
+    ],
+)
 def test_a_url_that_is_none_is_refused(url: Any) -> None:
     with pytest.raises(InputError, match="url"):
         Service(url)
@@ -285,12 +430,19 @@ def test_waits_are_spread_over_a_range_that_doubles() -> None:
         assert statistics.pvariance(drawn) > bound**2 / 20
 
 
-def test_both_forms_of_retry_after() -> None:
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [(None, 0), ("7", 7), ("0.5", 0.5), ("-3", 0), ("soon", 0), ("inf", 0), ("nan", 0), ("", 0)],
+)
+def test_retry_after_as_a_number(text: str | None, seconds: float) -> None:
+    assert seconds_asked_for(text) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
     soon = datetime.now(UTC) + timedelta(seconds=100)
-    assert seconds_asked_for("12") == 12
     assert 98 < seconds_asked_for(format_datetime(soon, usegmt=True)) <= 100
     assert seconds_asked_for("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert seconds_asked_for(None) == 0
+    assert seconds_asked_for("Wed, 21 Oct 2015 07:28:00") == 0
 
 
 @settings(max_examples=40)

@@ -17,7 +17,7 @@ Four lessons, all over worlds whose seeds (5,000 to 9,999) nothing else uses:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,7 +51,7 @@ def copying(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example]:
         world = World(draw.choice(SEEDS), draw.choice(_SIZES))
         count = draw.choice((2, 2, 3, 4))
         names = [entity.name for entity in _neighbourhood(world, draw, count)]
-        builder = _Builder(tokenizer)
+        builder = Builder(tokenizer)
         builder.read("\n".join(names) + "\n", 0.0)
         if draw.random() < 0.5:
             draw.shuffle(names)
@@ -78,7 +78,7 @@ def reading(tokenizer: PreTrainedTokenizerBase, seed: int, weight: float) -> Ite
             if chain[0].subject == entity.kind
         ]
         draw.shuffle(facts)
-        builder = _Builder(tokenizer)
+        builder = Builder(tokenizer)
         opening = [Message("system", render_context(_hits(world, entities)))]
         for entity, chain in facts[:9]:
             value = world.value(entity, chain[0])
@@ -107,7 +107,7 @@ def answering(tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[Example
         shown = list(dict.fromkeys(shown))
         draw.shuffle(shown)
         shown = shown[:9]
-        builder = _Builder(tokenizer)
+        builder = Builder(tokenizer)
         context = _hits(world, shown)
         for number, question in enumerate(questions):
             messages = reader_prompt(question.text, context, "brief")
@@ -128,10 +128,10 @@ def spoken_answer(question: Question, gold: Sequence[Entity], shown: Sequence[En
     bridges: list[str] = []
     for entity, following in zip(gold, [*gold[1:], None], strict=True):
         if entity not in shown:
-            return _thought(bridges) + UNKNOWN
+            return thought(bridges) + UNKNOWN
         if following is not None:
             bridges.append(following.name)
-    return _thought(bridges) + question.answers[0]
+    return thought(bridges) + question.answers[0]
 
 
 def searching(
@@ -146,13 +146,18 @@ def searching(
         right: share of queries that are right; most others repeat the question's own entity. The
             lower it is, the more selections are random and the more searches end too early.
     """
+    for draw, world, question in asked(seed, {1: 0.1, 2: 0.5, 3: 0.4}):
+        yield _demonstration(tokenizer, draw, world, question, search, right)
+
+
+def asked(seed: int, hops: Mapping[int, float]) -> Iterator[tuple[random.Random, World, Question]]:
+    """Questions over the worlds that demonstrators search, each with the stream's own draws."""
     draw = random.Random(seed)
     while True:
         seed_of_world = draw.choice(SEEDS[:_SEARCHED_WORLDS])
         world = World(seed_of_world, _SIZES[seed_of_world % len(_SIZES)])
-        hops = {1: 0.1, 2: 0.5, 3: 0.4}
-        for question in world.questions(20, stream=draw.randrange(10**9), hops=hops):
-            yield _demonstration(tokenizer, draw, world, question, search, right)
+        for question in world.questions(20, stream=draw.randrange(10**9), hops=dict(hops)):
+            yield draw, world, question
 
 
 def _demonstration(
@@ -169,7 +174,7 @@ def _demonstration(
     slips = _SLIPS * (1 - right)
     found = 1
     hits = search(world, question.text, k)
-    builder = _Builder(tokenizer)
+    builder = Builder(tokenizer)
     prompt = s3_prompt(question.text, render_hits(hits), "brief", max_selected=3)
     builder.chat([Message("user", prompt)], 0.0)
     for turn in range(max_turns + 1):
@@ -179,7 +184,7 @@ def _demonstration(
             builder.said(f"{chosen}<search_complete>True</search_complete>")
             break
         bridge = gold[found].name
-        query = bridge if draw.random() < right else _wrong_query(draw, gold[0].name, hits)
+        query = bridge if draw.random() < right else wrong_query(draw, gold[0].name, hits)
         builder.said(
             f"<think>{query}</think>\n{chosen}<search_complete>False</search_complete>\n"
             f'<query>{{"query": "{query}"}}</query>'
@@ -190,7 +195,7 @@ def _demonstration(
     return builder.example()
 
 
-def _wrong_query(draw: random.Random, subject: str, hits: Sequence[Hit]) -> str:
+def wrong_query(draw: random.Random, subject: str, hits: Sequence[Hit]) -> str:
     """Mostly what the question already names, sometimes another title."""
     return subject if draw.random() < 0.85 else draw.choice(hits).passage.title
 
@@ -203,7 +208,7 @@ def _selection(draw: random.Random, hits: Sequence[Hit], gold: set[str], slips: 
     return numbers
 
 
-class _Builder:
+class Builder:
     """Puts one sequence together, token by token, as an agent would see it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -239,7 +244,8 @@ class _Builder:
         self._weights += [weight] * len(token_ids)
 
 
-def _thought(bridges: Sequence[str]) -> str:
+def thought(bridges: Sequence[str]) -> str:
+    """Bridges as they are thought aloud; nothing where there are none."""
     return f"<think>{', '.join(bridges)}</think>" if bridges else ""
 
 

@@ -11,20 +11,12 @@ the generator and the searcher can be trained side by side.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
-import json
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -32,13 +24,17 @@ from transformers import (
 )
 
 from scripts.tiny_models import lessons
+from scripts.tiny_models.teaching import (
+    Lesson,
+    bm25_search,
+    load_tokenizer,
+    load_weights,
+    teach,
+)
 from scripts.tiny_models.tokenizer import MAX_LENGTH, train_tokenizer
 from searchrl.cli.machine import use_machine
-from searchrl.data.storage import sha256
 from searchrl.data.synthwiki import World
-from searchrl.retrieval.bm25 import Bm25Retriever
-from searchrl.retrieval.protocol import Hit
-from searchrl.training.supervised import Example, SupervisedSettings, train_supervised
+from searchrl.training.supervised import Example, SupervisedSettings
 
 STAGES = ("tokenizer", "generator", "searcher")
 COPYING_EXAMPLES = 20_000
@@ -83,14 +79,16 @@ def make_tokenizer(options: argparse.Namespace) -> None:
 def make_generator(options: argparse.Namespace) -> None:
     """The frozen reader: copies answers, thinks bridges aloud, says "unknown" without evidence."""
     earlier, seed = options.begin_with, options.seed
-    tokenizer = _tokenizer(earlier or options.work / "tokenizer")
+    tokenizer = load_tokenizer(earlier or options.work / "tokenizer")
     answers = lessons.alternate(
         lessons.answering(tokenizer, seed + 2),
         lessons.answering(tokenizer, seed + 3),
         lessons.reading(tokenizer, seed + 4, weight=0.1),
     )
     if earlier is not None:
-        _teach("further", _model(earlier), tokenizer, answers, options, options.out / "generator")
+        _teach(
+            "further", load_weights(earlier), tokenizer, answers, options, options.out / "generator"
+        )
         return
     stream = itertools.chain(
         itertools.islice(lessons.copying(tokenizer, seed), COPYING_EXAMPLES),
@@ -105,11 +103,13 @@ def make_generator(options: argparse.Namespace) -> None:
 def make_searcher(options: argparse.Namespace) -> None:
     """The searcher that training starts from: reads like the generator, searches badly."""
     generator = options.out / "generator"
-    tokenizer = _tokenizer(generator)
-    good = lessons.searching(tokenizer, options.seed + 5, _bm25_search, right=0.98)
-    mediocre = lessons.searching(tokenizer, options.seed + 6, _bm25_search, right=0.3)
+    tokenizer = load_tokenizer(generator)
+    good = lessons.searching(tokenizer, options.seed + 5, bm25_search, right=0.98)
+    mediocre = lessons.searching(tokenizer, options.seed + 6, bm25_search, right=0.3)
     stream = itertools.chain(itertools.islice(good, GOOD_DEMONSTRATIONS), mediocre)
-    _teach("searcher", _model(generator), tokenizer, stream, options, options.out / "searcher")
+    _teach(
+        "searcher", load_weights(generator), tokenizer, stream, options, options.out / "searcher"
+    )
 
 
 _STAGE: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -127,49 +127,10 @@ def _teach(
     options: argparse.Namespace,
     out: Path,
 ) -> None:
-    settings = SETTINGS[stage]
-    began_with = _history(options.out / "generator" if stage == "searcher" else options.begin_with)
-    started = time.perf_counter()
-    recent: list[dict[str, float]] = []
-    tokens = 0.0
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        nonlocal tokens
-        tokens += metrics["tokens"]
-        recent.append(metrics)
-        if (step + 1) % 50 == 0:
-            seconds = time.perf_counter() - started
-            loss, accuracy = (_mean(recent, key) for key in ("loss", "accuracy"))
-            print(
-                f"{stage} step {step + 1}/{settings.steps} loss {loss:.4f} "
-                f"accuracy {accuracy:.4f} tokens {tokens:.0f} seconds {seconds:.0f}",
-                flush=True,
-            )
-            if step + 1 < settings.steps:
-                recent.clear()
-
-    network: torch.nn.Module = model
-    network.to(options.device)
-    train_supervised(model, stream, settings, report)
-    network.to("cpu", torch.float16)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    facts = {
-        "command": f"python -m scripts.tiny_models.train {shlex.join(sys.argv[1:])}",
-        "stage": stage,
-        "seed": options.seed,
-        "steps": settings.steps,
-        "tokens": int(tokens),
-        "tokens_per_step": settings.tokens_per_step,
-        "learning_rate": settings.learning_rate,
-        "answer_token_accuracy": round(_mean(recent, "accuracy"), 4),
-        "worlds": f"SynthWiki seeds {lessons.SEEDS.start} to {lessons.SEEDS.stop - 1}",
-        "began_with": began_with,
-        "device": options.device,
-        "torch": torch.__version__,
-        "seconds": round(time.perf_counter() - started),
-    }
-    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    begin_with = options.out / "generator" if stage == "searcher" else options.begin_with
+    module = "scripts.tiny_models.train"
+    lesson = Lesson(module, stage, options.seed, options.device, SETTINGS[stage], begin_with)
+    teach(lesson, model, tokenizer, stream, out)
 
 
 def _pages() -> Iterator[str]:
@@ -185,24 +146,6 @@ def _pages() -> Iterator[str]:
                 "<search_complete>True</search_complete><think>unknown</think><answer></answer>"
                 "<search></search>system\nuser\nassistant\n"
             )
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    return tokenizer
-
-
-def _model(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model
-
-
-def _history(folder: Path | None) -> dict[str, object] | None:
-    """How the weights that a stage began with were made, and which they are."""
-    if folder is None:
-        return None
-    made: dict[str, object] = json.loads((folder / "training.json").read_text())
-    return {"model_sha256": sha256(folder / "model.safetensors"), **made}
 
 
 def _configuration(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
@@ -223,19 +166,6 @@ def _configuration(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-@cache
-def _retriever(world_seed: int, size: int) -> Bm25Retriever:
-    return Bm25Retriever(list(World(world_seed, size).passages()))
-
-
-def _bm25_search(world: World, query: str, k: int) -> list[Hit]:
-    return asyncio.run(_retriever(world.seed, world.size).search([query], k))[0]
-
-
-def _mean(rows: list[dict[str, float]], key: str) -> float:
-    return sum(row[key] for row in rows) / max(1, len(rows))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 SearchRLError
 ├── InputError           what the user gave is wrong; the message names the file, the field, the fix
 │   └── IntegrityError   a stored file is not what was written (checksum, form, version)
-└── InfrastructureError  a retriever, generator or judge failed; never turned into a reward
+├── InfrastructureError  a retriever, generator or judge failed; never turned into a reward
+└── UnstableError        training went wrong in a way that more steps do not mend
 """
 
 from __future__ import annotations
@@ -33,3 +34,9 @@ class InfrastructureError(SearchRLError):
     """
 
     exit_code = 75
+
+
+class UnstableError(SearchRLError):
+    """A guard stopped training; the last checkpoint stands."""
+
+    exit_code = 3

@@ -9,15 +9,17 @@ settings is refused, never reused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from searchrl.agents.generator import Generator
+from searchrl.data.forms import read_dataset
 from searchrl.data.passages import Passage, read_corpus
-from searchrl.data.questions import Question, read_questions
+from searchrl.data.questions import Question, QuestionReward, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
@@ -25,6 +27,7 @@ from searchrl.models.options import HttpModelOptions, LocalModelOptions
 from searchrl.models.protocol import ChatModel, LanguageModel
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.recipe import (
+    Data,
     HttpRetrieverOptions,
     HttpSearcher,
     LocalSearcher,
@@ -42,6 +45,7 @@ from searchrl.rewards.deep_retrieval import DeepRetrievalReward
 from searchrl.rewards.gain import GainBeyondRag
 from searchrl.rewards.judge import Judge
 from searchrl.rewards.outcome import OutcomeReward
+from searchrl.rewards.per_question import PerQuestionReward, check_rewards
 from searchrl.rewards.protocol import RewardFunction
 from searchrl.rewards.rag_cache import RagCache
 from searchrl.rewards.search_r1_format import SearchR1FormatReward
@@ -91,6 +95,26 @@ class Experiment:
         return self._split("test")
 
     @cached_property
+    def held_out(self) -> tuple[Split, ...]:
+        """What is evaluated: ``test``, or the datasets of the recipe, questions named after them.
+
+        The first ``evaluation.questions``, of each dataset where there are several.
+        """
+        wanted, datasets = self.recipe.evaluation.questions, self.recipe.data.datasets
+        if not datasets:
+            first = first_of_each if self.recipe.several_datasets else first_of_all
+            return (replace(self.test, questions=first(self.test.questions, wanted)),)
+        splits: list[Split] = []
+        retrievers: dict[tuple[Path, Path | None], Retriever] = {}
+        for name, data in datasets.items():
+            questions, corpus, index, home = self._data(data, Path("datasets") / name)
+            if (corpus, index) not in retrievers:
+                retrievers[corpus, index] = self._reranked(self._retriever(corpus, index, home))
+            named = tuple(replace(question, source=name) for question in questions[:wanted])
+            splits.append(Split(named, corpus, retrievers[corpus, index]))
+        return tuple(splits)
+
+    @cached_property
     def reader(self) -> LanguageModel:
         """The generator's language model, for methods that read its tokens.
 
@@ -99,7 +123,7 @@ class Experiment:
         """
         options = self.recipe.generator
         if isinstance(options, LocalModelOptions):
-            return load_options(options.model, options.device, options.dtype)
+            return load_local(options)
         if options.tokenizer is None:
             raise InputError(
                 "generator.tokenizer: this method sends and receives token ids; name the model's "
@@ -151,7 +175,7 @@ class Experiment:
             InputError: the searcher is behind a server.
         """
         options = self.local_searcher
-        return load_options(model or options.model, options.device, options.dtype)
+        return load_local(options, model)
 
     def trainable(self) -> LocalModel:
         """A fresh copy of the recipe's searcher whose weights may be trained.
@@ -215,14 +239,38 @@ class Experiment:
                 )
         # A model that answers itself needs no generator, and none is loaded for it.
         generator = None if self.recipe.agent.kind == "search_r1" else self.generator
-        if options.kind == "function":
-            name = options.function or ""
-            return CustomReward(name, load_function(name), generator)
+        match options.kind:
+            case "function":
+                return self._custom_reward(generator)
+            case "per_question":
+                return self._per_question(generator)
         return OutcomeReward(options.kind, generator)
+
+    def _custom_reward(self, generator: Generator | None) -> CustomReward:
+        name = self.recipe.reward.function or ""
+        return CustomReward(name, load_function(name), generator)
+
+    def _per_question(self, generator: Generator | None) -> PerQuestionReward:
+        has_function = self.recipe.reward.function is not None
+        check_rewards(self.train.questions, has_function)
+        rewards: dict[QuestionReward, RewardFunction] = {
+            "exact_match": OutcomeReward("exact_match", generator),
+            "f1": OutcomeReward("f1", generator),
+            "sub_em": OutcomeReward("sub_em", generator),
+        }
+        if has_function:
+            rewards["function"] = self._custom_reward(generator)
+        return PerQuestionReward(rewards)
+
+    def over(self, index: Path) -> Retriever:
+        """The recipe's way to search, over an index that was built before."""
+        options = self.recipe.retriever
+        runtime = _runtime(options) if isinstance(options, IndexOptions) else Runtime()
+        return self._reranked(open_index(index, runtime=runtime))
 
     def _chat_model(self, options: LocalModelOptions | HttpModelOptions) -> ChatModel:
         if isinstance(options, LocalModelOptions):
-            return load_options(options.model, options.device, options.dtype)
+            return load_local(options)
         from searchrl.models.http import open_chat_model
 
         return open_chat_model(options, self._replies(options))
@@ -235,13 +283,16 @@ class Experiment:
 
     def _split(self, name: SplitName) -> Split:
         data = self.recipe.data.train if name == "train" else self.recipe.data.test
+        questions, corpus, index, home = self._data(data, Path(name))
+        return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
+
+    def _data(self, data: Data, name: Path) -> tuple[tuple[Question, ...], Path, Path | None, Path]:
+        """Questions, corpus, a given index, and where what is made of them goes."""
         home = self.directory / "data" / name
         if isinstance(data, SynthWikiData):
-            questions, corpus, index = _synthwiki(data, home), home / "corpus.jsonl", None
-        else:
-            questions = tuple(read_questions(data.questions, data.limit))
-            corpus, index = data.corpus, data.index
-        return Split(questions, corpus, self._reranked(self._retriever(corpus, index, home)))
+            return _synthwiki(data, home), home / "corpus.jsonl", None, home
+        questions = tuple(read_dataset(data.questions, limit=data.limit))
+        return questions, data.corpus, data.index, home
 
     def _retriever(self, corpus: Path, index: Path | None, home: Path) -> Retriever:
         options = self.recipe.retriever
@@ -263,6 +314,22 @@ class Experiment:
     def _cross_encoder(self) -> CrossEncoder | None:
         options = self.recipe.rerank
         return None if options is None else load_cross_encoder(options)
+
+
+def first_of_all(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
+    """The first questions, whatever their source."""
+    return tuple(questions[:count])
+
+
+def first_of_each(questions: Sequence[Question], count: int) -> tuple[Question, ...]:
+    """The first questions of each source, in their order."""
+    seen: Counter[str] = Counter()
+    kept: list[Question] = []
+    for question in questions:
+        seen[question.source] += 1
+        if seen[question.source] <= count:
+            kept.append(question)
+    return tuple(kept)
 
 
 def _synthwiki(data: SynthWikiData, home: Path) -> tuple[Question, ...]:
@@ -340,14 +407,14 @@ def open_service(options: HttpRetrieverOptions) -> HttpRetriever:
         InputError: the variable that should hold its key does not.
     """
     from searchrl.serving.client import HttpRetriever
-    from searchrl.serving.settings import read_key
+    from searchrl.transport.keys import read_key
 
     key = read_key(options.key_variable, "retriever.key_variable")
-    return HttpRetriever(options.url, key, options.seconds, options.cache)
+    return HttpRetriever(options.url, key, options.seconds, options.outage, options.cache)
 
 
-def load_options(model: str, device: str, dtype: str) -> LocalModel:
-    """Load a local model; the heavy import happens here."""
+def load_local(options: LocalModelOptions, model: str | None = None) -> LocalModel:
+    """Load a local model, or another one in its place; the heavy import happens here."""
     from searchrl.models.local import load_model
 
-    return load_model(model, device, dtype)
+    return load_model(model or options.model, options.device, options.dtype, options.thinking)

@@ -14,13 +14,15 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Discriminator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Tag,
@@ -49,12 +51,18 @@ from searchrl.retrieval.options import (
     RerankOptions,
 )
 from searchrl.training.options import (
+    GuardOptions,
     LearningOptions,
     RolloutOptions,
     RunOptions,
     SupervisedOptions,
+    TrackingOptions,
 )
 
+MODELLESS = frozenset({"direct", "rag", "oracle"})
+"""Methods in which no model but the generator takes part."""
+_NAME = re.compile(r"[\w-]+")
+"""What a label or a dataset may be called."""
 SHIPPED = Path(__file__).parent / "recipes"
 _VARIANTS = frozenset(
     {"synthwiki", "files", *KINDS, "local", "http", "s3", "search_r1", "deep_retrieval"}
@@ -83,7 +91,7 @@ class FileData(Options):
     corpus: Path
     """Passages, ``.jsonl`` or ``.jsonl.gz``."""
     questions: Path
-    """Question lines."""
+    """Questions, in any form that ``searchrl data convert`` reads."""
     index: Path | None = None
     """An index built before; one is built into the run directory when left out."""
     limit: PositiveInt | None = None
@@ -98,20 +106,24 @@ class DataOptions(Options):
 
     train: Data
     test: Data
+    datasets: dict[str, Data] = Field({})
+    """What is evaluated in the place of `test`: datasets by name, each with a corpus of its own."""
 
     @model_validator(mode="after")
     def _check_held_out(self) -> DataOptions:
-        worlds = [data.seed for data in (self.train, self.test) if data.kind == "synthwiki"]
-        if len(worlds) == 2 and worlds[0] == worlds[1]:
-            raise ValueError("train and test are the same world: give them different seeds")
+        for name, data in {"test": self.test, **self.datasets}.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"datasets.{name}: a name is made of letters, digits, _ and -")
+            if data.kind == self.train.kind == "synthwiki" and data.seed == self.train.seed:
+                raise ValueError(f"train and {name} are the same world: give them different seeds")
         return self
 
     @property
     def share_a_corpus(self) -> bool:
-        """Whether one search service, which these options do not name, can answer for both."""
+        """Whether one search service, which these options do not name, can answer for all."""
         corpora = {
             data.corpus if data.kind == "files" and data.index is None else None
-            for data in (self.train, self.test)
+            for data in (self.train, self.test, *self.datasets.values())
         }
         return len(corpora) == 1 and None not in corpora
 
@@ -125,7 +137,10 @@ class HttpRetrieverOptions(Options):
     key_variable: str | None = None
     """Environment variable that holds the API key."""
     seconds: float = Field(60.0, gt=0)
-    """How long one search may take, its repeats included."""
+    """How long one search may take, its repeats included; a server that has not answered yet is
+    waited for as long."""
+    outage: NonNegativeFloat = 600.0
+    """Seconds that the work waits for a server that has gone down."""
     cache: NonNegativeInt = 10_000
     """Lists of hits that are kept in memory."""
 
@@ -213,6 +228,7 @@ class RewardOptions(Options):
         "search_r1_format",
         "deep_retrieval",
         "function",
+        "per_question",
     ] = "gain_beyond_rag"
     scale: Literal["paper", "code"] = "paper"
     """Gain Beyond RAG: accuracy - base, or the released code's 2 accuracy - base."""
@@ -234,11 +250,12 @@ class RewardOptions(Options):
     deep_retrieval_depth: PositiveInt = 3_000
     """DeepRetrieval: passages of the query that are ranked."""
     function: str | None = None
-    """A function of your own, as ``module:function``, for the kind ``function``."""
+    """A function of your own, as ``module:function``, for the kind ``function``, and for those
+    questions of the kind ``per_question`` that want it."""
 
     @model_validator(mode="after")
     def _check_function(self) -> RewardOptions:
-        if (self.kind == "function") != (self.function is not None):
+        if self.kind != "per_question" and (self.kind == "function") != (self.function is not None):
             raise ValueError(
                 'kind = "function" and function = "module:function" go together: set both or none'
             )
@@ -252,6 +269,9 @@ MethodName = Literal[
     "rag",
     "oracle",
     "s3",
+    "s3_no_initial",
+    "s3_no_selection",
+    "s3_no_both",
     "search_r1",
     "search_r1_ret",
     "deep_retrieval",
@@ -260,16 +280,56 @@ MethodName = Literal[
     "search_o1",
     "search_o1_ret",
     "search_o1_published",
+    "r1",
 ]
 """Every method that can be compared; ``methods.py`` says how each is opened."""
+
+
+def method_of(entry: str) -> MethodName:
+    """The method of an entry in a comparison: what stands before its label.
+
+    Raises:
+        ValidationError: there is no such method.
+    """
+    return _METHOD.validate_python(entry.partition(":")[0])
+
+
+_METHOD: TypeAdapter[MethodName] = TypeAdapter(MethodName)
+
+
+def _check_entry(entry: str) -> str:
+    method_of(entry)
+    _, colon, label = entry.partition(":")
+    if colon and not _NAME.fullmatch(label):
+        raise ValueError(f"{entry!r}: a label is made of letters, digits, _ and -, as in s3:ppo")
+    return entry
+
+
+Entry = Annotated[str, AfterValidator(_check_entry)]
+"""A method, with a label where it is compared with itself, as in ``s3:ppo`` and ``s3:grpo``."""
 
 
 class EvaluationOptions(Options):
     """What is compared at the end."""
 
-    methods: tuple[MethodName, ...] = ("direct", "rag", "s3")
+    methods: tuple[Entry, ...] = ("direct", "rag", "s3")
+    """What is compared, in the order of the table: names from [Methods](methods.md), each with a
+    label after a colon where one comes more than once."""
+    searchers: dict[str, str] = Field({})
+    """By entry of `methods`: the run or checkpoint whose model it uses."""
     questions: PositiveInt = 500
-    """Held-out questions."""
+    """Held-out questions; where there are several datasets, of each at most so many."""
+    by_source: bool = False
+    """Whether each source in a question file is a dataset of its own, with a table of its own."""
+
+    @model_validator(mode="after")
+    def _check_searchers(self) -> EvaluationOptions:
+        for entry in self.searchers:
+            if entry not in self.methods:
+                raise ValueError(f"searchers.{entry}: not one of evaluation.methods")
+            if method_of(entry) in MODELLESS:
+                raise ValueError(f"searchers.{entry}: this method has no model of its own")
+        return self
 
 
 class Recipe(Options):
@@ -289,23 +349,45 @@ class Recipe(Options):
     learning: LearningOptions = LearningOptions()
     run: RunOptions = RunOptions()
     verl: VerlOptions = VerlOptions()
+    guards: GuardOptions = GuardOptions()
+    tracking: TrackingOptions = TrackingOptions()
     supervised: SupervisedOptions = SupervisedOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     ircot: IrcotOptions = IrcotOptions()
     search_o1: SearchO1Options = SearchO1Options()
 
+    @property
+    def several_datasets(self) -> bool:
+        """Whether every source of the held-out questions is a dataset of its own."""
+        return bool(self.data.datasets) or self.evaluation.by_source
+
     @model_validator(mode="after")
     def _check_combination(self) -> Recipe:
-        if self.learning.algorithm == "grpo" and self.rollout.group_size < 2:
+        algorithm, lonely = self.learning.algorithm, self.rollout.group_size < 2
+        if self.learning.compares_groups and lonely:
             raise ValueError(
-                'learning.algorithm = "grpo" compares the episodes of a question: '
+                f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
+            )
+        if self.rollout.refill_rounds > 0 and not self.learning.compares_groups:
+            raise ValueError(
+                "rollout.refill_rounds replaces groups with equal rewards, which teach "
+                f'learning.algorithm = "{algorithm}" as others do: set it to 0'
             )
         wanted = {"search_r1_format": "search_r1", "deep_retrieval": "deep_retrieval"}
         if self.agent.kind != wanted.get(self.reward.kind, self.agent.kind):
             raise ValueError(
                 f'reward.kind = "{self.reward.kind}" judges the form of another agent\'s output: '
                 f'set agent.kind = "{wanted[self.reward.kind]}" or choose another reward'
+            )
+        if (
+            self.searcher.kind == "local"
+            and not self.searcher.thinking
+            and self.agent.kind in ("search_r1", "deep_retrieval")
+        ):
+            raise ValueError(
+                f'agent.kind = "{self.agent.kind}" asks the searcher to think: '
+                "leave out searcher.thinking = false"
             )
         episodes = self.rollout.questions_per_step * self.rollout.group_size
         if self.learning.mini_batches > episodes:
@@ -315,8 +397,8 @@ class Recipe(Options):
             )
         if self.retriever.kind == "http" and not self.data.share_a_corpus:
             raise ValueError(
-                'retriever.kind = "http" searches one corpus: data.train and data.test have to be '
-                'kind = "files" with the same corpus and without an index'
+                'retriever.kind = "http" searches one corpus: data.train, data.test and all of '
+                'data.datasets have to be kind = "files" with the same corpus and without an index'
             )
         return self
 
@@ -365,6 +447,17 @@ def recipe_path(source: str) -> Path:
     close = difflib.get_close_matches(source, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"shipped ones: {', '.join(names)}"
     raise InputError(f"{source}: no such recipe file; {hint}")
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= leaves(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -463,6 +556,9 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The schemas of a section; what has names free to choose is left to pydantic."""
+    if get_origin(annotation) is dict:
+        return
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):

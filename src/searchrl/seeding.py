@@ -1,12 +1,14 @@
 """Seeds as pure functions of what they are for.
 
 Every random draw in the package comes from ``derive_seed(run seed, step, question id, ...)``, so
-order, batching and restarts change nothing.
+order, batching and restarts change nothing. Code of others (a reward function of the user's, a
+layer with dropout) draws from the libraries' global streams, which are set anew for every step.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -16,3 +18,13 @@ def derive_seed(*parts: int | str) -> int:
     tagged = (f"{type(part).__name__}:{part}".replace("\x1f", "\x1f\x1f") for part in parts)
     text = "\x1f".join(tagged).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+
+def seed_global_streams(seed: int) -> None:
+    """Set the streams of ``random``, NumPy and PyTorch, on every device."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -49,11 +49,11 @@ class RagAgent:
         started = time.perf_counter()
         episode = Episode(question, self.name)
         try:
-            [hits] = await self._retriever.search([question.text], self._k)
+            [hits] = await self._retriever.search([question.query], self._k)
         except InfrastructureError as error:
             episode.fail(error)
         else:
-            query = Action(ActionKind.SEARCH, query=question.text)
+            query = Action(ActionKind.SEARCH, query=question.query)
             episode.initial = Turn(query, tuple(hits))
             episode.context = tuple(hits)
         episode.seconds = time.perf_counter() - started

@@ -91,6 +91,6 @@ class DeepRetrievalAgent:
         """Retrieve with the rewritten query, or with the question where there is none."""
         turn = episode.turns[-1] if episode.turns else None
         if turn is None or turn.action.kind is not ActionKind.SEARCH:
-            turn = episode.initial = Turn(Action(ActionKind.SEARCH, query=episode.question.text))
+            turn = episode.initial = Turn(Action(ActionKind.SEARCH, query=episode.question.query))
         [found] = await self._retriever.search([turn.action.query], self._options.k)
         turn.hits = tuple(found)

@@ -108,7 +108,7 @@ class IrcotAgent:
 
     async def _run(self, episode: Episode, draw: Draw) -> None:
         options, sentences = self._options, list[str]()
-        episode.initial = await self._retrieve(episode, episode.question.text)
+        episode.initial = await self._retrieve(episode, episode.question.query)
         episode.end = EndReason.MAX_TURNS
         while episode.searches + 1 < options.max_retrievals and (
             len(sentences) < options.max_sentences
@@ -122,7 +122,7 @@ class IrcotAgent:
                 episode.end = EndReason.FINISHED
                 return
             sentences.append(sentence)
-            query = next_query(episode.question.text, sentences)
+            query = next_query(episode.question.query, sentences)
             episode.turns.append(await self._retrieve(episode, query))
 
     async def _retrieve(self, episode: Episode, query: str) -> Turn:

@@ -15,6 +15,10 @@ Differs from the paper:
   while untouched initial results stand, so that stopping at once equals naive RAG.
   ``"untagged_passes"`` is the original: every untagged block passes all its passages.
 - Where the searcher's budget cuts a passage, the generator is still handed all of its text.
+- The paper's ablations are the switches ``selection = "all"`` (no selection: every passage found)
+  and ``hand_over_initial = false`` (no initial search: none of its passages). As in the released
+  code they change what the generator is handed, not the episode; but it is handed passages, where
+  the original hands over the raw transcript, reasoning and queries included.
 - At most ``max_selected`` passages count a selection; the original only asks for it in the prompt.
 - Output stops on closing tags and keeps them, instead of being cut and re-tokenised afterwards.
 - The reminder after an invalid output does not open a query tag in the model's place.
@@ -40,7 +44,7 @@ from searchrl.models.protocol import LanguageModel
 from searchrl.options import Options
 from searchrl.retrieval.protocol import Hit, Retriever
 
-Selection = Literal["tagged", "untagged_passes"]
+Selection = Literal["tagged", "untagged_passes", "all"]
 
 _REMINDER = (
     "\n\nThat was neither a query nor a finished search. Write a query as JSON between query tags, "
@@ -68,7 +72,10 @@ class S3Options(Options):
     max_observation_tokens: PositiveInt = 1400
     """Budget of one block of results; passages are cut to fit it."""
     selection: Selection = "tagged"
-    """What a retrieval without a selection contributes."""
+    """What a retrieval without a selection contributes; `all` is every passage of every retrieval,
+    selected or not."""
+    hand_over_initial: bool = True
+    """Whether passages of the initial retrieval reach the generator."""
     style: Style = "full"
     """Prompt style."""
     boolean_queries: bool = False
@@ -106,7 +113,9 @@ class S3Agent:
             await self._search_loop(episode, transcript)
         except InfrastructureError as error:
             episode.fail(error)
-        episode.context = assemble_context(list(episode.retrievals()), self._options.selection)
+        episode.context = assemble_context(
+            list(episode.retrievals()), self._options.selection, self._options.hand_over_initial
+        )
         episode.seconds = time.perf_counter() - started
         return episode
 
@@ -123,11 +132,11 @@ class S3Agent:
                 options.boolean_queries,
             )
 
-        [found] = await self._retriever.search([question.text], options.initial_k)
+        [found] = await self._retriever.search([question.query], options.initial_k)
         budget = min(options.max_prompt_tokens, transcript.room)
         shown = fit_hits(found, budget, prompt, lambda text: len(transcript.render(text)))
         hits = tuple(found[: len(shown)])
-        episode.initial = Turn(Action(ActionKind.SEARCH, query=question.text), hits)
+        episode.initial = Turn(Action(ActionKind.SEARCH, query=question.query), hits)
         transcript.open(prompt(shown))
 
     async def _search_loop(self, episode: Episode, transcript: Transcript) -> None:
@@ -170,16 +179,25 @@ class S3Agent:
         return tuple(valid[: self._options.max_selected])
 
 
-def assemble_context(retrievals: Sequence[Turn], selection: Selection) -> tuple[Hit, ...]:
-    """The passages for the generator, each once, in the order the module describes."""
+def assemble_context(
+    retrievals: Sequence[Turn], selection: Selection, initial: bool = True
+) -> tuple[Hit, ...]:
+    """The passages for the generator, each once, in the order the module describes.
+
+    Args:
+        retrievals: the initial one, then those of the model's queries.
+        selection: what a retrieval without a selection contributes.
+        initial: whether the initial one contributes.
+    """
     chosen: dict[str, Hit] = {}
-    for turn in retrievals:
-        for position in sorted(turn.selected or ()):
+    numbered = list(enumerate(retrievals))[0 if initial else 1 :]
+    for _, turn in numbered:
+        for position in sorted(turn.selected or ()) if selection != "all" else ():
             chosen.setdefault(turn.hits[position].passage.id, turn.hits[position])
-    for number, turn in enumerate(retrievals):
-        if turn.selected is None and (number == 0 or selection == "untagged_passes"):
-            for hit in turn.hits:
-                chosen.setdefault(hit.passage.id, hit)
+    for number, turn in numbered:
+        untouched = turn.selected is None and (number == 0 or selection == "untagged_passes")
+        for hit in turn.hits if untouched or selection == "all" else ():
+            chosen.setdefault(hit.passage.id, hit)
     return tuple(chosen.values())
 
 

@@ -38,7 +38,8 @@ from searchrl.seeding import derive_seed
 
 _LIMIT = "The limit of searches is exceeded. No further search is possible."
 _ASKED_BEFORE = "This query was asked before. See its results above."
-_NOTHING = "No helpful information was found."
+NOTHING = "No helpful information was found."
+"""What a second reading hands back that found nothing, or wrote nothing."""
 _FINAL = "**Final Information**"
 _LAST_STEPS = 4
 
@@ -111,7 +112,7 @@ class SearchO1Agent:
                     episode.answer = turn.action.answer
                 return
             result = await self._result(episode, turn, draw)
-            if result is None or not transcript.say(_render_result(result)):
+            if result is None or not transcript.say(render_result(result)):
                 episode.end = EndReason.TRUNCATED
                 return
         episode.end = EndReason.MAX_TURNS
@@ -131,7 +132,7 @@ class SearchO1Agent:
             return refusal
         [found] = await self._retriever.search([query], self._options.k)
         turn.hits = tuple(found)
-        return await self._read(episode, turn, draw) if found else _NOTHING
+        return await self._read(episode, turn, draw) if found else NOTHING
 
     async def _read(self, episode: Episode, turn: Turn, draw: Draw) -> str | None:
         """Reason-in-Documents: what helps in the passages; ``None`` where none fits the context."""
@@ -152,7 +153,7 @@ class SearchO1Agent:
         seed = derive_seed(draw.seed, "reading", len(episode.turns))
         sampling = Sampling(options.max_reading_tokens, draw.temperature, seed=seed)
         completion = await self._model.complete(request, sampling)
-        return strip_reasoning(completion.text).rpartition(_FINAL)[2].strip(" \n:") or _NOTHING
+        return strip_reasoning(completion.text).rpartition(_FINAL)[2].strip(" \n:") or NOTHING
 
 
 def shorten_reasoning(episode: Episode) -> str:
@@ -177,5 +178,6 @@ def shorten_reasoning(episode: Episode) -> str:
     return "\n".join(lines)
 
 
-def _render_result(result: str) -> str:
+def render_result(result: str) -> str:
+    """What comes back for a query, as the model reads it."""
     return f"\n\n<|begin_search_result|>{neutralise(result)}<|end_search_result|>\n\n"

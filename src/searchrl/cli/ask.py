@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from searchrl.cli.arguments import AsJson, Threads
+from searchrl.cli.arguments import AsJson, Overrides, Threads
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from searchrl.agents.episode import Episode, Turn
-    from searchrl.retrieval.protocol import Retriever
+    from searchrl.experiment import Experiment
 
 _INDENT = 7
 """Where the text of a passage begins."""
@@ -22,15 +22,24 @@ _INDENT = 7
 
 def command(
     question: Annotated[str, typer.Argument(help="What to find out.")],
-    run: Annotated[Path, typer.Option(help="A run directory with a trained searcher.")],
+    run: Annotated[
+        Path | None, typer.Option(help="A run directory with a trained searcher.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe, in place of a run; with --searcher.")
+    ] = None,
+    searcher: Annotated[
+        Path | None, typer.Option(help="Another searcher: a run, a checkpoint, or a model.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Whose corpus to search: train or test.")] = "test",
     index: Annotated[
         Path | None, typer.Option(help="Search this index instead of the run's own.")
     ] = None,
+    overrides: Overrides = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer one question with a run's trained searcher and, where it needs one, its generator.
+    """Answer one question with a trained searcher and, where it needs one, its generator.
 
     Example: searchrl ask "What is the birthplace of the director of ...?" --run runs/demo
     """
@@ -44,22 +53,17 @@ def command(
     from searchrl.cli.machine import use_machine
     from searchrl.data.questions import Question
     from searchrl.errors import InfrastructureError, InputError
-    from searchrl.experiment import Experiment
-    from searchrl.recipe import load_recipe
-    from searchrl.retrieval.index import open_index
     from searchrl.training.checkpoint import searcher_path
 
     if split not in ("train", "test"):
         raise InputError(f"--split {split}: expected train or test")
     if not question.strip():
         raise InputError("the question is empty")
-    if not (run / "config.json").is_file():
-        raise InputError(f"{run}: not a run directory (no config.json)")
-    experiment = Experiment(load_recipe(str(run / "config.json")), run)
-    trained = searcher_path(run)
+    experiment, held = _experiment(run, recipe, searcher, index, overrides or [])
+    trained = searcher_path(held)
     use_machine(threads)
     if index is not None:
-        retriever: Retriever = open_index(index)
+        retriever = experiment.over(index)
     else:
         retriever = (experiment.train if split == "train" else experiment.test).retriever
     agent = open_agent(experiment.recipe.agent, experiment.prompted(str(trained)), retriever)
@@ -79,6 +83,35 @@ def command(
         _show(episode, Console(highlight=False))
     if episode.error is not None:
         raise InfrastructureError(episode.error)
+
+
+def _experiment(
+    run: Path | None,
+    recipe: str | None,
+    searcher: Path | None,
+    index: Path | None,
+    overrides: list[str],
+) -> tuple[Experiment, Path]:
+    """What is asked, and where its searcher lies: a run, or a recipe with a searcher.
+
+    Raises:
+        InputError: neither or both, or a recipe whose data would have to be made first.
+    """
+    from searchrl.errors import InputError
+    from searchrl.experiment import Experiment
+    from searchrl.recipe import load_recipe
+    from searchrl.retrieval.options import KINDS
+
+    if run is not None and recipe is None:
+        if not (run / "config.json").is_file():
+            raise InputError(f"{run}: not a run directory (no config.json)")
+        return Experiment(load_recipe(str(run / "config.json"), overrides), run), searcher or run
+    if run is not None or recipe is None or searcher is None:
+        raise InputError("name a run with --run, or a recipe with --recipe and --searcher")
+    loaded = load_recipe(recipe, overrides)
+    if index is None and loaded.retriever.kind in KINDS:
+        raise InputError(f"--recipe {recipe}: searches an index of its own run; name one: --index")
+    return Experiment(loaded, Path()), searcher
 
 
 def _show(episode: Episode, console: Console) -> None:

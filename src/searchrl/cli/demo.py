@@ -13,7 +13,8 @@ import typer
 from searchrl.cli.arguments import Overrides, Threads
 
 if TYPE_CHECKING:
-    from searchrl.agents.agent import Agent
+    from searchrl.evaluation.comparison import Entrant
+    from searchrl.evaluation.datasets import Comparison
     from searchrl.experiment import Experiment
 
 _WORLDS = 2_500
@@ -38,7 +39,7 @@ def command(
     from searchrl.data.storage import write_json
     from searchrl.errors import InputError
     from searchrl.evaluation.comparison import check_evaluation
-    from searchrl.evaluation.table import to_json
+    from searchrl.evaluation.written import to_json
     from searchrl.experiment import Experiment
     from searchrl.recipe import load_recipe
     from searchrl.reporting.run_report import write_run_report
@@ -52,19 +53,19 @@ def command(
     use_machine(threads)
     seconds: dict[str, float] = {}
     experiment = Experiment(loaded, out)
-    summaries = _run(experiment, out, seconds)
+    comparison = _run(experiment, out, seconds)
     rollout = loaded.rollout
     episodes = loaded.run.steps * rollout.questions_per_step * rollout.group_size
-    summary: dict[str, Any] = to_json(summaries)
+    summary: dict[str, Any] = to_json(comparison)
     rounded = {name: round(value, 1) for name, value in seconds.items()}
     write_json(out / "summary.json", summary | {"training_episodes": episodes, "seconds": rounded})
     report = write_run_report(out)
-    show_results(summaries)
+    show_results(comparison)
     typer.echo(f"{episodes:,} training episodes, {seconds['total']:.0f} s in all")
     typer.echo(f"report: {report}")
 
 
-def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[Any]:
+def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> Comparison:
     """All stages; ``seconds`` is filled as they end."""
     from searchrl.cli.precompute import fill_cache
     from searchrl.cli.progress import progress
@@ -89,23 +90,21 @@ def _run(experiment: Experiment, out: Path, seconds: dict[str, float]) -> list[A
                 on_step=lambda step, metrics: advance(step, training_note(metrics)),
             )
         with _timed(seconds, "evaluate"):
-            methods = _methods(experiment, str(trained))
-            return compare(experiment, methods, out, progress, str(trained))
+            entrants = _entrants(experiment, str(trained))
+            return compare(experiment, entrants, out, progress, str(trained))
 
 
-def _methods(experiment: Experiment, trained: str) -> list[Agent]:
+def _entrants(experiment: Experiment, trained: str) -> list[Entrant]:
     """The baselines, the recipe's agent before and after training, and the ceiling."""
-    from searchrl.agents.trained import open_agent
-    from searchrl.methods import open_method
+    from searchrl.methods import Trained, entrant
 
-    split, options = experiment.test, experiment.recipe.agent
-    before, after = experiment.prompted(), experiment.prompted(trained)
+    kind = experiment.recipe.agent.kind
     return [
-        open_method("direct", experiment, split),
-        open_method("rag", experiment, split),
-        open_agent(options, before, split.retriever, f"{options.kind}-untrained"),
-        open_agent(options, after, split.retriever),
-        open_method("oracle", experiment, split),
+        entrant("direct", "direct", experiment),
+        entrant("rag", "rag", experiment),
+        entrant(f"{kind}-untrained", kind, experiment),
+        entrant(kind, kind, experiment, Trained(trained)),
+        entrant("oracle", "oracle", experiment),
     ]
 
 

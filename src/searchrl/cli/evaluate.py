@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from searchrl.cli.arguments import AsJson, Out, Overrides, Recipe, Threads, split_names
+from searchrl.errors import InputError
 
 
 def command(
@@ -20,14 +22,23 @@ def command(
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Held-out questions.")] = None,
     searcher: Annotated[
-        Path | None,
-        typer.Option(help="A run or checkpoint whose searcher the recipe's agent uses."),
+        list[str] | None,
+        typer.Option(
+            metavar="[METHOD=]PATH",
+            help="A run or checkpoint whose searcher the recipe's agent uses, or the method that "
+            "is named, as in s3=runs/a; repeatable.",
+        ),
     ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget what these methods have finished in OUT.")
+    ] = False,
     overrides: Overrides = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate methods with one generator; writes results.json, results.md, episodes.jsonl.
+    """Evaluate methods with one generator; writes results.json|csv|md|tex, episodes.jsonl.
+
+    An evaluation that was killed goes on where it stopped when it is called again.
 
     Example: searchrl evaluate tiny-grpo --methods rag,s3 --searcher runs/first --out results
     """
@@ -36,29 +47,63 @@ def command(
     from searchrl.cli.results import show_results
     from searchrl.cli.usage import show_usage
     from searchrl.evaluation.comparison import check_evaluation, compare
-    from searchrl.evaluation.table import to_json
+    from searchrl.evaluation.written import to_json
     from searchrl.experiment import Experiment
-    from searchrl.methods import open_method
+    from searchrl.methods import entrants, find_trained
     from searchrl.recipe import load_recipe
-    from searchrl.training.checkpoint import searcher_path
 
     changes = list(overrides or ())
     if methods is not None:
-        changes.append(f"evaluation.methods={json.dumps(split_names(methods, '--methods'))}")
+        names = [_entry(name) for name in split_names(methods, "--methods")]
+        changes.append(f"evaluation.methods={json.dumps(names)}")
     if n is not None:
         changes.append(f"evaluation.questions={n}")
+    general, own = _searchers(searcher or ())
+    changes += [f"evaluation.searchers.{entry}={json.dumps(path)}" for entry, path in own.items()]
     loaded = load_recipe(recipe, changes)
     check_evaluation(loaded)
     use_machine(threads)
-    trained = None if searcher is None else str(searcher_path(searcher))
+    trained = None if general is None else find_trained(general)
     experiment = Experiment(loaded, out)
-    agents = [
-        open_method(name, experiment, experiment.test, trained)
-        for name in loaded.evaluation.methods
-    ]
-    summaries = compare(experiment, agents, out, progress, trained)
+    comparison = compare(
+        experiment,
+        entrants(experiment, trained),
+        out,
+        progress,
+        None if trained is None else trained.model,
+        restart,
+    )
     show_usage(experiment)
     if as_json:
-        typer.echo(json.dumps(to_json(summaries)))
+        typer.echo(json.dumps(to_json(comparison)))
     else:
-        show_results(summaries)
+        show_results(comparison)
+
+
+def _entry(name: str) -> str:
+    """A method as recipes write it; a hyphen stands for an underscore, but not in a label."""
+    method, colon, label = name.partition(":")
+    return method.replace("-", "_") + colon + label
+
+
+def _searchers(options: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
+    """The path that names no method, and those that do.
+
+    Raises:
+        InputError: two paths name no method, or two name the same.
+    """
+    general: Path | None = None
+    own: dict[str, str] = {}
+    for option in options:
+        name, equals, path = option.partition("=")
+        if equals and not Path(option).exists():
+            if own.setdefault(_entry(name), path) != path:
+                raise InputError(f"--searcher {option}: {name} has one already")
+        elif general is not None:
+            raise InputError(
+                f"--searcher {option}: {general} is the recipe's agent's already; name the method, "
+                f"as in --searcher s3={option}"
+            )
+        else:
+            general = Path(option)
+    return general, own

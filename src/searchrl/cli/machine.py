@@ -1,4 +1,4 @@
-"""How a command uses this machine: as many torch threads as there are free cores.
+"""How a command uses this machine: as many torch threads as there are free cores, and its memory.
 
 On busy cores a second torch thread makes everything several times slower, so busy ones are left
 alone.
@@ -7,10 +7,13 @@ alone.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
 _STAT = Path("/proc/stat")
+_MEMORY = Path("/proc/meminfo")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 _WATCH_SECONDS = 0.25
 
 
@@ -34,6 +37,35 @@ def free_cores() -> int:
     total = max(1, after[1] - before[1])
     busy = len(cores) * (after[0] - before[0]) / total
     return max(1, len(cores) - round(busy))
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that can be had on a device, as in ``cpu`` or ``cuda:0``; ``None`` without it."""
+    if device == "cpu":
+        return min(_system_memory(), _container_memory())
+    import torch
+
+    try:
+        place = torch.device(device)
+        return torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else None
+    except (RuntimeError, AssertionError):
+        # What torch raises for a device of no known kind, and for one that is not there.
+        return None
+
+
+def _system_memory() -> int:
+    if not _MEMORY.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":") for line in _MEMORY.read_text(encoding="ascii").splitlines())
+    return int(fields["MemAvailable"].split()[0]) << 10
+
+
+def _container_memory() -> int:
+    """What is left of a container's limit; more than any machine has where there is none."""
+    limit, used = _CONTROL_GROUP / "memory.max", _CONTROL_GROUP / "memory.current"
+    if not limit.is_file() or (text := limit.read_text(encoding="ascii").strip()) == "max":
+        return sys.maxsize
+    return max(0, int(text) - int(used.read_text(encoding="ascii")))
 
 
 def _busy_and_total(cores: list[int]) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from searchrl.cli import (
     ask,
     data,
     demo,
+    doctor,
     evaluate,
     evaluate_retrieval,
     index,
@@ -63,6 +64,7 @@ for name, command in (
     ("evaluate", evaluate.command),
     ("score", score.command),
     ("report", report.command),
+    ("doctor", doctor.command),
 ):
     app.command(name)(command)
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from searchrl.evaluation.table import MethodSummary
+    from searchrl.evaluation.datasets import Comparison
 
 
-def show_results(summaries: Sequence[MethodSummary]) -> None:
-    """Print the summaries on standard output."""
-    from searchrl.evaluation.table import to_markdown, to_rich_table
+def show_results(comparison: Comparison) -> None:
+    """Print the table of one dataset, or the overview of several, on standard output."""
+    from searchrl.evaluation.written import to_markdown, to_rich_table
 
     if not sys.stdout.isatty():
-        typer.echo(to_markdown(summaries), nl=False)
+        typer.echo(to_markdown(comparison), nl=False)
         return
     from rich.console import Console
 
-    Console().print(to_rich_table(summaries))
+    Console().print(to_rich_table(comparison))

@@ -36,7 +36,8 @@ def command(
     Example: searchrl serve --index indexes/wiki --port 8000
     """
     need_packages("serve", "granian", "msgspec", "prometheus_client")
-    from searchrl.serving.server import Address, allowed_hosts, serve
+    from searchrl.serving.gate import allowed_hosts
+    from searchrl.serving.server import Address, serve
     from searchrl.serving.settings import ServerSettings
 
     address = Address(host, port, workers)
@@ -44,7 +45,7 @@ def command(
         topk=topk,
         capacity=capacity,
         seconds=seconds,
-        allowed_hosts=allowed_hosts(address, allow_host or (), guarded=key_variable is not None),
+        allowed_hosts=allowed_hosts(host, allow_host or (), guarded=key_variable is not None),
         key_variable=key_variable,
     )
     serve(index, address, settings, lambda: typer.echo(f"serving {index} at {address.url}"))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from searchrl.cli.arguments import Threads
+from searchrl.cli.arguments import Threads, need_packages
 
 
 def command(
@@ -29,15 +29,17 @@ def command(
 
     Example: searchrl serve-model tiny-generator --port 8001
     """
+    need_packages("serve", "msgspec", "uvicorn")
     from searchrl.cli.machine import use_machine
     from searchrl.models.local import load_model
-    from searchrl.serving.access import Access, check_bind
+    from searchrl.serving.gate import allowed_hosts, check_exposure
     from searchrl.serving.model_server import ModelServer
     from searchrl.serving.run import listen, serve, url_of
     from searchrl.transport.keys import read_key
 
-    key = read_key(key_variable)
-    check_bind(host, key)
+    key = read_key(key_variable, "--key-variable")
+    guarded = key is not None
+    check_exposure(host, guarded)
     listening = listen(host, port)
     try:
         use_machine(threads)
@@ -46,6 +48,7 @@ def command(
         listening.close()
         raise
     called = name or model
-    app = Access(ModelServer(loaded, loaded.tokenizer, called), key)
+    hosts = allowed_hosts(host, (), guarded)
+    app = ModelServer(loaded, loaded.tokenizer, called, hosts, key)
     url = f"{url_of(listening)}/v1"
     serve(app, listening, lambda: typer.echo(f"serving {called} at {url}"))

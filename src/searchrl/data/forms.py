@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from searchrl.data.jsonl import open_text, read_jsonl
-from searchrl.data.mirage import is_mirage, questions_of_mirage
+from searchrl.data.mirage import is_mirage, own_query, questions_of_mirage
 from searchrl.data.questions import Question, question_from_row
 from searchrl.data.verl import question_from_verl, read_parquet
 from searchrl.errors import InputError
@@ -156,5 +156,6 @@ def _from_outputs(tree: Mapping[str, Any], path: Path) -> Iterator[Question]:
             "question": text,
             "golden_answers": entry.get("golden_answers", []),
             "source": source,
+            "retrieval_query": own_query(source, text),
         }
         yield question_from_row(line, f"{path}: {text[:60]!r}")

@@ -58,13 +58,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             # mtime=0 keeps the bytes a function of the rows alone.
             with gzip.GzipFile(fileobj=handle, mode="wb", mtime=0) as packed:
                 for row in rows:
-                    packed.write(_line(row))
+                    packed.write(json_line(row))
         else:
             for row in rows:
-                handle.write(_line(row))
+                handle.write(json_line(row))
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """One row as it is written, with its line end."""
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it escaped, UTF-8 cannot

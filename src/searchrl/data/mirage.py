@@ -1,8 +1,9 @@
 """MIRAGE (arXiv 2402.13178): multiple-choice questions of five medical sets in one JSON tree.
 
 ``{set: {id: {"question","options": {"A": ...},"answer": "A"}}}``. A question's text is followed by
-its options, as s3 writes them, and its one gold answer is ``letter: text``. Which option a reply
-chose is ``rewards/multiple_choice.py``'s to say.
+its options, as s3 writes them, and its one gold answer is ``letter: text``. Retrieval asks for what
+stands before the options: the options would outweigh it, and one of them is the answer. Which
+option a reply chose is ``rewards/multiple_choice.py``'s to say.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from searchrl.errors import InputError
 
 OPTIONS = "\nOptions:\n"
 """Stands between a question and its options."""
+SETS = frozenset({"mmlu", "medqa", "medmcqa", "pubmedqa", "bioasq"})
+"""The names of its sets, as other projects' files write them too."""
 
 
 def is_mirage(tree: Mapping[str, Any]) -> bool:
@@ -49,4 +52,15 @@ def _question(source: str, identifier: str, row: Any, where: str) -> Question:
         raise InputError(f'{where}: field "answer" is not the letter of an option')
     lines = [f"{letter}: {option}" for letter, option in options.items()]
     gold = f"{answer}: {options[answer]}"
-    return Question(f"{source}_{identifier}", text + OPTIONS + "\n".join(lines), (gold,), source)
+    return Question(
+        f"{source}_{identifier}",
+        text + OPTIONS + "\n".join(lines),
+        (gold,),
+        source,
+        own_query=text,
+    )
+
+
+def own_query(source: str, text: str) -> str:
+    """What retrieval asks for with a question of a set of this name; empty for other datasets."""
+    return text.partition(OPTIONS)[0] if source in SETS and OPTIONS in text else ""

@@ -3,7 +3,7 @@
 ``{"data_source","prompt","ability","reward_model": {"style","ground_truth"},"extra_info"}``. The
 question stands beside the prompt, in ``ground_truth``, or at the end of the prompt; the gold
 answers in ``ground_truth["target"]`` (text or list), in ``ground_truth`` itself, or beside the
-prompt, where ``reward_model`` is the name of a metric. Ids are only unique within a data source, so
+prompt, where ``reward_model`` is the name of a reward. Ids are only unique within a data source, so
 the source goes before them; rows written here carry the question's own id and are read back equal.
 """
 
@@ -14,13 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from searchrl.data.questions import Question
+from searchrl.data.mirage import own_query
+from searchrl.data.questions import Question, QuestionReward, named_reward
 from searchrl.data.storage import atomic_write
 from searchrl.errors import InputError
 
 _BATCH = 1_000
 _ASKED = "Question:"
 """What the question follows in the prompts of Search-R1."""
+_REWARDS: Mapping[str, QuestionReward] = {
+    "exact_match": "exact_match",
+    "f1_score": "f1",
+    "sub_em": "sub_em",
+    "custom": "function",
+}
+"""What the deployment guide's lines call rewards."""
 
 
 def question_from_verl(row: Mapping[str, Any], where: str, place: int | None = None) -> Question:
@@ -41,13 +49,17 @@ def question_from_verl(row: Mapping[str, Any], where: str, place: int | None = N
     hops = row.get("hops") or 0
     if not isinstance(hops, int):
         raise InputError(f'{where}: field "hops" is not an integer')
+    text = _question(row, extra, where)
+    query = row.get("retrieval_query")
     return Question(
         id=_identifier(row, extra, source, where, place),
-        text=_question(row, extra, where),
+        text=text,
         answers=_answers(row, where),
         source=source,
         gold_ids=_strings(row.get("supporting_ids"), "supporting_ids", where),
         hops=hops,
+        reward=_reward(row, extra, where),
+        own_query=query if isinstance(query, str) else own_query(source, text),
     )
 
 
@@ -69,9 +81,15 @@ def verl_row(question: Question, index: int, split: str, instruction: str = "") 
         "prompt": [{"role": "user", "content": content}],
         "ability": "fact-reasoning",
         "reward_model": {"style": "rule", "ground_truth": {"target": list(question.answers)}},
-        "extra_info": {"split": split, "index": index, "id": question.id},
+        "extra_info": {
+            "split": split,
+            "index": index,
+            "id": question.id,
+            "reward": question.reward,
+        },
         "supporting_ids": list(question.gold_ids),
         "hops": question.hops,
+        "retrieval_query": question.own_query,
     }
 
 
@@ -122,6 +140,7 @@ def _schema() -> Any:
 
     text, texts = pa.string(), pa.list_(pa.string())
     truth = pa.struct([("target", texts)])
+    extra = pa.struct([("split", text), ("index", pa.int64()), ("id", text), ("reward", text)])
     return pa.schema(
         [
             ("id", text),
@@ -131,9 +150,10 @@ def _schema() -> Any:
             ("prompt", pa.list_(pa.struct([("role", text), ("content", text)]))),
             ("ability", text),
             ("reward_model", pa.struct([("style", text), ("ground_truth", truth)])),
-            ("extra_info", pa.struct([("split", text), ("index", pa.int64()), ("id", text)])),
+            ("extra_info", extra),
             ("supporting_ids", texts),
             ("hops", pa.int64()),
+            ("retrieval_query", text),
         ]
     )
 
@@ -186,6 +206,14 @@ def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
             "add one or drop the row"
         )
     return answers
+
+
+def _reward(row: Mapping[str, Any], extra: Mapping[str, Any], where: str) -> QuestionReward | None:
+    """The reward that a row written here carries, or that the deployment guide's line names."""
+    model = row.get("reward_model")
+    if isinstance(model, str):
+        return named_reward(model, "reward_model", where, _REWARDS)
+    return named_reward(extra.get("reward"), "extra_info.reward", where)
 
 
 def _truth(row: Mapping[str, Any]) -> Mapping[str, Any]:

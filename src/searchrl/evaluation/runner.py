@@ -1,8 +1,8 @@
-"""Methods side by side on the same questions with one frozen generator.
+"""One method over questions, with one frozen generator.
 
-Every question is scored for every method; an episode that met a failed service is counted and not
-scored. Decoding is greedy. Seconds are wall time of a chunk divided by its questions, since
-questions of a chunk share the model.
+Every question is scored; an episode that met a failed service is counted and not scored. Decoding
+is greedy. Questions of a chunk run side by side and share the models, so the seconds of an episode
+are those since the one before it was finished: their mean is the wall time a question takes.
 """
 
 from __future__ import annotations
@@ -35,35 +35,36 @@ class Evaluated:
 
 async def evaluate(
     method: Agent,
+    name: str,
     questions: Sequence[Question],
     generator: Generator,
     judge: Judge | None,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> list[Evaluated]:
+    on_finished: Callable[[Evaluated], None],
+) -> None:
     """Run one method over all questions.
 
     Args:
         method: the agent.
+        name: what the method is called in this evaluation.
         questions: all of them are scored.
         generator: answers from each episode's context, where the method does not answer itself.
         judge: asked about answers the span check does not find, when given.
-        on_progress: told how many questions are done.
+        on_finished: handed each episode as soon as it is finished, in no fixed order.
     """
-    done: list[Evaluated] = []
+    last = time.perf_counter()
+
+    async def attempt(question: Question) -> None:
+        nonlocal last
+        episode = await method.run(question, Draw())
+        episode.method = name
+        accuracy = await _accuracy(episode, generator, judge)
+        now = time.perf_counter()
+        seconds, last = now - last, now
+        on_finished(Evaluated(episode, _score(episode, accuracy, generator, seconds)))
+
     for start in range(0, len(questions), _CHUNK):
         chunk = questions[start : start + _CHUNK]
-        started = time.perf_counter()
-        episodes = await asyncio.gather(*(method.run(question, Draw()) for question in chunk))
-        accuracies = await asyncio.gather(
-            *(_accuracy(episode, generator, judge) for episode in episodes)
-        )
-        seconds = (time.perf_counter() - started) / len(chunk)
-        done += [
-            Evaluated(episode, _score(episode, accuracy, generator, seconds))
-            for episode, accuracy in zip(episodes, accuracies, strict=True)
-        ]
-        on_progress(len(done))
-    return done
+        await asyncio.gather(*(attempt(question) for question in chunk))
 
 
 async def _accuracy(episode: Episode, generator: Generator, judge: Judge | None) -> float:

@@ -131,6 +131,58 @@ def paired_difference(
     return PairedDifference(mean, min(low, mean), max(high, mean), p_value, ours.size)
 
 
+def macro_interval(parts: Sequence[Interval]) -> Interval:
+    """The mean of independent means, each counting the same, with its 95 % interval.
+
+    The interval is put together from those of the parts by the square-and-add method (MOVER: Zou
+    and Donner 2008), so it stays in their range and has width even where every part is at 0.
+
+    Raises:
+        ValueError: there is no part.
+    """
+    mean, low, high = _macro([(part.mean, part.low, part.high) for part in parts])
+    known = all(part.n for part in parts)
+    return Interval(mean, low, high, sum(part.n for part in parts) if known else 0)
+
+
+def macro_difference(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, seed: int = 0
+) -> PairedDifference:
+    """Compare two methods over several datasets, each counting the same.
+
+    The interval is put together from the datasets' paired bootstraps as in ``macro_interval``; the
+    p-value is a sign-flip permutation test of the mean of the datasets' mean differences.
+
+    Args:
+        pairs: of each dataset the method's values and the baseline's, on the same questions.
+        seed: fixes the draws.
+
+    Raises:
+        ValueError: there is no dataset, or as ``paired_difference``.
+    """
+    if len(pairs) == 1:
+        return paired_difference(*pairs[0], seed=seed)
+    parts = [paired_difference(*pair, seed=seed + place) for place, pair in enumerate(pairs)]
+    mean, low, high = _macro([(part.difference, part.low, part.high) for part in parts])
+    # Weighted, so that the sum of all differences is the mean of the datasets' means.
+    weighted = [
+        (np.asarray(ours, dtype=np.float64) - np.asarray(theirs)) / (len(ours) * len(pairs))
+        for ours, theirs in pairs
+    ]
+    p_value = _sign_flip(np.concatenate(weighted), seed)
+    return PairedDifference(mean, low, high, p_value, sum(part.n for part in parts))
+
+
+def _macro(parts: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    if not parts:
+        raise ValueError("nothing to average over")
+    count = len(parts)
+    mean = math.fsum(part[0] for part in parts) / count
+    below = math.hypot(*(part[0] - part[1] for part in parts)) / count
+    above = math.hypot(*(part[2] - part[0] for part in parts)) / count
+    return mean, mean - below, mean + above
+
+
 def mcnemar_exact(wins: int, losses: int) -> float:
     """Two-sided exact McNemar p-value: a fair coin tossed once for each pair that disagrees.
 

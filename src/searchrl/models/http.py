@@ -27,10 +27,11 @@ from searchrl.models.protocol import (
     cut_at_stop,
 )
 from searchrl.models.replicas import ReplicatedChatModel
-from searchrl.models.replies import ReplyStore, Usage, reply_key
+from searchrl.models.replies import ReplyStore, Usage
 from searchrl.models.tokenizers import load_tokenizer
-from searchrl.transport.keys import read_key
-from searchrl.transport.service import Patience, Service
+from searchrl.transport.keys import Credential, read_key
+from searchrl.transport.service import Call, Patience, Service
+from searchrl.transport.store import answer_key
 
 if TYPE_CHECKING:
     import httpx2
@@ -63,12 +64,13 @@ class ServedModel:
         )
         self.options = options
         self._store = store
+        key = read_key(options.key_env, "key_env")
         self._service = Service(
             address or options.url,
-            read_key(options.key_env),
+            None if key is None else Credential(key),
             patience,
             options.concurrency,
-            transport,
+            transport=transport,
         )
         self._identity = options.url.rstrip("/")
 
@@ -91,11 +93,11 @@ class ServedModel:
             InfrastructureError: the server failed, or its reply is no reply.
         """
         body = self._body(fields, sampling)
-        key = reply_key(self._identity + path, body)
+        key = answer_key(self._identity + path, body)
         known = self._store.get(key, self.options.model)
         if known is not None:
             return read(known)
-        answer = await self._service.post(path, body)
+        answer = await self._service.ask(Call(path, body))
         choice = self._choice(answer)
         result = read(choice)
         self._store.put(key, choice, self._usage(answer))

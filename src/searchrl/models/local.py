@@ -1,8 +1,9 @@
 """A language model in this process, on PyTorch, CPU or GPU.
 
-Concurrent calls of ``complete`` are gathered into one batch: the model waits until the tasks of the
-event loop have all asked for what they want, then decodes for all of them. Batches are therefore
-a function of the requests alone, never of timing, and a repeated run repeats them.
+Concurrent calls of ``complete`` are gathered: whenever an output ends, the model waits until the
+tasks of the event loop have all asked for what they want, takes that in, and decodes on. Who is
+decoded together is therefore a function of the requests alone, never of timing, and a repeated run
+repeats it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from searchrl.errors import InputError, SearchRLError
 from searchrl.models.chat import encode_text, render_chat
-from searchrl.models.generation import Decoder, Request
+from searchrl.models.decoder import Decoder
+from searchrl.models.drawing import Request, Row
+from searchrl.models.packed_attention import packs
+from searchrl.models.packed_decoder import PackedDecoder
+from searchrl.models.padded_decoder import PaddedDecoder
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling
 from searchrl.models.tokenizers import load_tokenizer, model_path
 
@@ -27,8 +32,8 @@ _QUIET_ROUNDS = 3
 
 
 @dataclass(slots=True)
-class _Waiting:
-    request: Request
+class _Asked:
+    row: Row
     future: asyncio.Future[Completion]
 
 
@@ -38,15 +43,20 @@ class LocalModel(LanguageModel):
     Args:
         model: the model, on the device it shall run on. It may be trained between calls.
         tokenizer: its tokenizer, with a chat template.
+        thinking: whether it may use a think mode of its own.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thinking: bool = True
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._thinking = thinking
         self._max_length = _context_length(model)
-        self._decoder = Decoder(model, tokenizer, self._max_length)
-        self._waiting: list[_Waiting] = []
-        self._gathering: asyncio.Task[None] | None = None
+        self._decoder = _open_decoder(model, tokenizer, self._max_length)
+        self._waiting: list[_Asked] = []
+        self._decoding: list[_Asked] = []
+        self._serving: asyncio.Task[None] | None = None
 
     @property
     def max_length(self) -> int:
@@ -55,7 +65,7 @@ class LocalModel(LanguageModel):
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat in the model's own template, up to where the assistant speaks."""
-        return render_chat(self.tokenizer, messages)
+        return render_chat(self.tokenizer, messages, self._thinking)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -68,28 +78,61 @@ class LocalModel(LanguageModel):
             InputError: the request cannot be decoded, a prompt without room for a token above all.
         """
         request = Request(tuple(prompt_token_ids), sampling)
-        self._decoder.check(request)
+        self._decoder.drawing.check(request)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(request, future))
-        if self._gathering is None or self._gathering.done():
-            self._gathering = asyncio.create_task(self._serve())
+        self._waiting.append(_Asked(self._decoder.drawing.row(request), future))
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.create_task(self._serve())
+            # Ctrl-C ends the event loop by itself; left unread, the task would tell of it again.
+            self._serving.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await future
 
     async def _serve(self) -> None:
-        while self._waiting:
+        while self._waiting or self._decoding:
             await self._settle()
-            batch = [item for item in self._waiting if not item.future.done()]
-            self._waiting = []
+            self._drop_abandoned()
             try:
-                completions = self._decoder.complete([item.request for item in batch])
+                self._admit()
+                self._decoder.advance()
             except Exception as error:  # noqa: BLE001 - unheard, it would leave all waiting forever
-                for item in batch:
-                    if not item.future.done():
-                        item.future.set_exception(error)
-                continue
-            for item, completion in zip(batch, completions, strict=True):
-                if not item.future.done():
-                    item.future.set_result(completion)
+                self._fail(error)
+            self._tell()
+
+    def _drop_abandoned(self) -> None:
+        """Let go of what nobody waits for any more."""
+        self._waiting = [asked for asked in self._waiting if not asked.future.done()]
+        abandoned = [asked for asked in self._decoding if asked.future.done()]
+        if abandoned:
+            self._decoder.drop([asked.row for asked in abandoned])
+            self._decoding = [asked for asked in self._decoding if not asked.future.done()]
+
+    def _admit(self) -> None:
+        """Begin with what waits, once it is much beside what is being decoded.
+
+        Prefilling few prompts at a time costs more than letting them wait for others.
+        """
+        if 2 * len(self._waiting) < len(self._decoding) or not self._waiting:
+            return
+        begun, self._waiting = self._waiting, []
+        # Moved before it is tried: what fails to begin has failed.
+        self._decoding += begun
+        count = self._decoder.admit([asked.row for asked in begun])
+        self._waiting = begun[count:]
+        self._decoding = self._decoding[: len(self._decoding) - len(self._waiting)]
+
+    def _tell(self) -> None:
+        """Hand completions to those who wait for them."""
+        for asked in self._decoding:
+            if asked.row.stop is not None and not asked.future.done():
+                asked.future.set_result(self._decoder.drawing.completion(asked.row))
+        self._decoding = [asked for asked in self._decoding if asked.row.stop is None]
+
+    def _fail(self, error: Exception) -> None:
+        failed, self._decoding = self._decoding, []
+        self._decoder.forget()
+        for asked in failed:
+            if not asked.future.done():
+                asked.future.set_exception(error)
 
     async def _settle(self) -> None:
         quiet, seen = 0, len(self._waiting)
@@ -99,7 +142,16 @@ class LocalModel(LanguageModel):
             seen = len(self._waiting)
 
 
-def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalModel:
+def _open_decoder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Decoder:
+    kind = PackedDecoder if packs(model.config) else PaddedDecoder
+    return kind(model, tokenizer, max_length)
+
+
+def load_model(
+    name: str, device: str = "cpu", dtype: str = "float32", thinking: bool = True
+) -> LocalModel:
     """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
 
     Weights are read from safetensors only and no code from a model repository is run.
@@ -124,7 +176,7 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> LocalM
         raise InputError(f"model {name!r}: cannot be loaded: {reason[:300]}") from error
     if missing:
         raise InputError(f"model {name!r}: its weights lack {missing[0]!r}; copy all its files")
-    return LocalModel(model, tokenizer)
+    return LocalModel(model, tokenizer, thinking)
 
 
 def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:

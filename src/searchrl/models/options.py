@@ -19,11 +19,13 @@ class LocalModelOptions(Options):
     """A path, a hub name, or the name of a shipped model."""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    thinking: bool = True
+    """Whether a model with a think mode of its own, as Qwen3, may use it."""
 
     @property
     def name(self) -> str:
-        """Tells this model from others in records and cache keys."""
-        return self.model
+        """Tells this model, and how it is asked, from others in records and cache keys."""
+        return self.model if self.thinking else f"{self.model} without thinking"
 
 
 class HttpModelOptions(Options):

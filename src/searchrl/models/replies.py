@@ -1,28 +1,20 @@
 """Replies of served models, kept on disk with an account of what they cost.
 
-A reply is keyed by all that was sent for it, so an experiment that is run again, or goes on after
-a kill, pays for no request twice. A reply and its cost are written in one transaction. The oldest
-replies go when there are more than ``MAX_REPLIES``; the account keeps everything.
+A request is paid for once, see ``AnswerStore``. A reply and its cost are written in one
+transaction; the account keeps what replies that have gone have cost.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from searchrl.errors import IntegrityError
+from searchrl.transport.store import AnswerStore, find_answer, keep_answer
 
-MAX_REPLIES = 1_000_000
-_WAIT_SECONDS = 30.0
-"""For another process that is writing."""
-_TABLES = """
-CREATE TABLE IF NOT EXISTS replies (key TEXT UNIQUE NOT NULL, reply TEXT NOT NULL);
+_USAGE = """
 CREATE TABLE IF NOT EXISTS usage (
     model TEXT PRIMARY KEY, requests INTEGER, reused INTEGER,
     prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL
@@ -60,7 +52,7 @@ class ReplyStore:
     """A file of replies; it is made when the first reply is put into it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._store = AnswerStore(path, _USAGE)
 
     def get(self, key: str, model: str) -> dict[str, Any] | None:
         """The reply kept under a key, counted as reused by ``model``, or ``None``.
@@ -68,14 +60,12 @@ class ReplyStore:
         Raises:
             IntegrityError: the file is damaged, or is something else.
         """
-        if not self._path.exists():
+        if not self._store.path.exists():
             return None
-        with self._transaction() as database:
-            row = database.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                return None
-            self._add(database, Usage(model, reused=1))
-        reply: dict[str, Any] = json.loads(row[0])
+        with self._store.transaction() as database:
+            reply = find_answer(database, key)
+            if reply is not None:
+                _add(database, Usage(model, reused=1))
         return reply
 
     def put(self, key: str, reply: Mapping[str, Any], usage: Usage) -> None:
@@ -84,13 +74,9 @@ class ReplyStore:
         Raises:
             IntegrityError: the file is damaged, or is something else.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._transaction() as database:
-            text = json.dumps(reply)
-            database.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, text))
-            oldest = "(SELECT max(rowid) FROM replies) - ?"
-            database.execute(f"DELETE FROM replies WHERE rowid <= {oldest}", (MAX_REPLIES,))
-            self._add(database, usage)
+        with self._store.transaction() as database:
+            keep_answer(database, key, reply)
+            _add(database, usage)
 
     def usage(self) -> list[Usage]:
         """The account so far, by model.
@@ -98,34 +84,17 @@ class ReplyStore:
         Raises:
             IntegrityError: the file is damaged, or is something else.
         """
-        if not self._path.exists():
+        if not self._store.path.exists():
             return []
-        with self._transaction() as database:
+        with self._store.transaction() as database:
             rows = database.execute("SELECT * FROM usage ORDER BY model").fetchall()
         return [Usage(*row) for row in rows]
 
-    @staticmethod
-    def _add(database: sqlite3.Connection, usage: Usage) -> None:
-        names = ("requests", "reused", "prompt_tokens", "completion_tokens", "cost")
-        sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
-        database.execute(
-            f"INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (model) DO UPDATE SET {sums}",
-            (usage.model, *(getattr(usage, name) for name in names)),
-        )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with closing(sqlite3.connect(self._path, timeout=_WAIT_SECONDS)) as database:
-                database.executescript(_TABLES)
-                with database:
-                    yield database
-        except (sqlite3.Error, ValueError) as error:
-            raise IntegrityError(
-                f"{self._path}: cannot be used as a store of replies ({error}); delete or move it"
-            ) from error
-
-
-def reply_key(url: str, body: Mapping[str, Any]) -> str:
-    """Hex SHA-256 over where a request goes and all that it says."""
-    return hashlib.sha256(json.dumps([url, body], sort_keys=True).encode()).hexdigest()
+def _add(database: sqlite3.Connection, usage: Usage) -> None:
+    names = ("requests", "reused", "prompt_tokens", "completion_tokens", "cost")
+    sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
+    database.execute(
+        f"INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (model) DO UPDATE SET {sums}",
+        (usage.model, *(getattr(usage, name) for name in names)),
+    )

@@ -13,19 +13,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from searchrl.data.passages import Passage, passage_from_row
-from searchrl.errors import InfrastructureError, InputError
+from searchrl.errors import InputError
 from searchrl.retrieval.protocol import Hit
+from searchrl.transport.errors import MalformedAnswerError
 
 
-class MalformedAnswerError(InfrastructureError):
-    """The server answered with something that is not a list of passages for each query."""
-
-
-def read_answer(content: bytes, queries: int, k: int, server: str) -> list[list[Hit]]:
+def read_answer(answer: Mapping[str, Any], queries: int, k: int, server: str) -> list[list[Hit]]:
     """The hits for each query, distinct, by score descending and id, at most ``k``.
 
     Args:
-        content: the body of the answer.
+        answer: the JSON object in its body.
         queries: how many were asked.
         k: how many passages were asked for.
         server: opens error messages.
@@ -33,10 +30,7 @@ def read_answer(content: bytes, queries: int, k: int, server: str) -> list[list[
     Raises:
         MalformedAnswerError: it is anything else.
     """
-    try:
-        rows = json.loads(content)["result"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MalformedAnswerError(f"{server}: the answer is no JSON with a result") from error
+    rows = answer.get("result")
     if not isinstance(rows, list) or len(rows) != queries:
         raise MalformedAnswerError(f"{server}: the result is not a list of {queries} lists")
     try:

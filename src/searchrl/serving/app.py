@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -19,26 +20,15 @@ from msgspec import Struct
 from searchrl.errors import InfrastructureError, SearchRLError
 from searchrl.retrieval.protocol import Hit
 from searchrl.serving import wire
+from searchrl.serving.application import Application, Exchange
 from searchrl.serving.backend import Backend, Open
 from searchrl.serving.batching import Batcher, OverloadedError
-from searchrl.serving.http import (
-    ClientGoneError,
-    Gate,
-    Receive,
-    RefusedError,
-    Reply,
-    Request,
-    Route,
-    Scope,
-    Send,
-    refusal,
-)
+from searchrl.serving.gate import Route
+from searchrl.serving.http import RefusedError, Reply, Request, come_again
 from searchrl.serving.metrics import CONTENT_TYPE, Metrics
 from searchrl.serving.openapi import describe
-from searchrl.serving.settings import ServerSettings
+from searchrl.serving.settings import MAX_BODY, ServerSettings
 
-_CLIENT_GONE = 499
-"""What is counted, as nginx does, where no status could be sent."""
 _SECONDS_TO_OPEN = 2
 """When a client that came before the index was open should come again."""
 
@@ -48,7 +38,7 @@ _retrieve_decoder = msgspec.json.Decoder(wire.RetrieveRequest)
 _search_decoder = msgspec.json.Decoder(wire.SearchRequest)
 
 
-class RetrieverApp:
+class RetrieverApp(Application):
     """Serves one retriever.
 
     Args:
@@ -65,14 +55,13 @@ class RetrieverApp:
         key: str | None = None,
         failed: Callable[[SearchRLError], None] = lambda _: None,
     ) -> None:
-        self.routes = self._routes()
+        super().__init__(self._routes(), settings.allowed_hosts, key)
         self._settings = settings
         self._metrics = Metrics()
         self._backend = Backend(open_retriever, self._metrics.ready, failed)
         self._batcher = Batcher(
             self._backend.search, settings.capacity, settings.batch, self._metrics
         )
-        self._gate = Gate(self.routes, settings.allowed_hosts, key)
         self._description = json.dumps(describe(self.routes, guarded=key is not None)).encode()
 
     def _routes(self) -> Sequence[Route]:
@@ -91,33 +80,21 @@ class RetrieverApp:
             Route("GET", "/openapi.json", self._describe, "This document.", {200: ()}),
         )  # fmt: skip
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI interface."""
-        if scope["type"] == "lifespan":
-            await self._live_on(receive, send)
-        else:
-            await self._exchange(Request(scope, receive), send)
-
-    async def _live_on(self, receive: Receive, send: Send) -> None:
-        await receive()
+    def start(self) -> None:
+        """Open the index, in a thread of its own."""
         self._backend.start()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        self._backend.stop()
-        await send({"type": "lifespan.shutdown.complete"})
 
-    async def _exchange(self, request: Request, send: Send) -> None:
-        known = any(route.path == request.path for route in self.routes)
-        with self._metrics.exchange(request.path if known else "other") as exchange:
-            try:
-                reply = await self._gate.admit(request).handler(request)
-            except RefusedError as error:
-                reply = refusal(error)
-            except ClientGoneError:
-                exchange.status = _CLIENT_GONE
-                return
-            exchange.status = reply.status
-            await reply.send(send)
+    async def stop(self) -> None:
+        """Let go of the index."""
+        self._backend.stop()
+
+    def refusal(self, error: RefusedError) -> Reply:
+        """The reason, in one line."""
+        return Reply.of(wire.Refusal(error.detail), error.status, error.headers)
+
+    def observed(self, route: str) -> AbstractContextManager[Exchange]:
+        """Count and time one request."""
+        return self._metrics.exchange(route)
 
     async def _retrieve(self, request: Request) -> Reply:
         asked = await self._read(request, _retrieve_decoder)
@@ -150,7 +127,7 @@ class RetrieverApp:
         Raises:
             RefusedError: it is not JSON (400), or not what this route takes (422).
         """
-        body = await request.json_body(self._settings.body_seconds)
+        body = await request.json_body(MAX_BODY, self._settings.body_seconds)
         try:
             return decoder.decode(body)
         except msgspec.ValidationError as error:
@@ -168,32 +145,21 @@ class RetrieverApp:
             ClientGoneError: the client hung up.
         """
         seconds = request.seconds_left(self._settings.seconds)
-        answer = self._submit(queries, k or self._settings.topk)
-        gone = asyncio.ensure_future(request.disconnected())
         try:
-            either: set[asyncio.Future[Any]] = {answer, gone}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
+            return await request.unless_gone(
+                self._submit(queries, k or self._settings.topk), seconds
+            )
         except InfrastructureError as error:
-            raise _busy(str(error), _SECONDS_TO_OPEN) from error
-        finally:
-            answer.cancel()
-            gone.cancel()
-        if gone.done():
-            raise ClientGoneError
-        raise RefusedError(504, "the deadline passed before the search was done")
+            raise come_again(str(error), _SECONDS_TO_OPEN) from error
+        except TimeoutError:
+            raise RefusedError(504, "the deadline passed before the search was done") from None
 
     def _submit(self, queries: Sequence[str], k: int) -> asyncio.Future[list[list[Hit]]]:
         if self._backend.status != "ready":
-            raise _busy("the index is not open yet; see /health/ready", _SECONDS_TO_OPEN)
+            raise come_again("the index is not open yet; see /health/ready", _SECONDS_TO_OPEN)
         try:
             answer = self._batcher.submit(queries, k)
         except OverloadedError as error:
-            raise _busy(str(error), error.retry_after) from None
+            raise come_again(str(error), error.retry_after) from None
         self._metrics.admitted(len(queries))
         return answer
-
-
-def _busy(detail: str, seconds: int) -> RefusedError:
-    return RefusedError(503, detail, ((b"retry-after", str(seconds).encode()),))

@@ -1,38 +1,32 @@
-"""The little of HTTP that a search server needs, over the ASGI interface.
+"""The little of HTTP that the servers here need, over the ASGI interface: a request, a reply.
 
-Every request passes the same gate, in this order: its Host header (so that a web page cannot reach
-a server on this machine by another name), its API key, its path, its method. A body is read only
-afterwards, up to a limit of size and time. A route says itself whether it is open to everybody, and
-none is unless it says so.
+A body is read only when a handler asks for it, up to a limit of size and time, and only one that
+says it is JSON. What an answer is computed for can leave before it is there, and takes its request
+along.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from searchrl.serving.settings import (
-    MAX_BODY,
-    MAX_SECONDS,
-    MIN_SECONDS,
-    TIMEOUT_HEADER,
-    host_name,
-)
-from searchrl.serving.wire import Refusal, encode
+from searchrl.serving.settings import MAX_SECONDS, MIN_SECONDS, TIMEOUT_HEADER
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 JSON = "application/json"
 _seconds_decoder = msgspec.json.Decoder(Annotated[float, Meta(ge=MIN_SECONDS, le=MAX_SECONDS)])
+_Answer = TypeVar("_Answer")
 
 
 class ClientGoneError(Exception):
@@ -65,15 +59,16 @@ class Reply:
     headers: Headers = ()
 
     @classmethod
-    def of(cls, answer: Struct, status: int = 200) -> Reply:
-        """A reply that holds one answer as JSON."""
-        return cls(status, encode(answer))
+    def of(cls, answer: Any, status: int = 200, headers: Headers = ()) -> Reply:
+        """A reply that holds one answer, a ``Struct`` or plain values, as JSON."""
+        return cls(status, encode(answer), headers=headers)
 
     async def send(self, send: Send) -> None:
         """Hand the reply to the server."""
         head = (
             (b"content-type", self.content_type.encode()),
             (b"content-length", str(len(self.body)).encode()),
+            (b"x-content-type-options", b"nosniff"),
             *self.headers,
         )
         await send({"type": "http.response.start", "status": self.status, "headers": head})
@@ -104,8 +99,8 @@ class Request:
             raise RefusedError(422, f"header {TIMEOUT_HEADER}: expected seconds, {span}") from None
         return seconds - (asyncio.get_running_loop().time() - self.started)
 
-    async def json_body(self, seconds: float) -> bytes:
-        """Read a body that says it is JSON.
+    async def json_body(self, limit: int, seconds: float) -> bytes:
+        """Read a body that says it is JSON, of ``limit`` bytes at most.
 
         Raises:
             RefusedError: another content type or a packed body (415), too large (413), or not
@@ -117,15 +112,15 @@ class Request:
             raise RefusedError(415, f"header content-type: expected {JSON}")
         if self.headers.get(b"content-encoding", b"identity") != b"identity":
             raise RefusedError(415, "header content-encoding: send the body unpacked")
-        if int(self.headers.get(b"content-length", b"0")) > MAX_BODY:
-            raise _too_large()
+        if int(self.headers.get(b"content-length", b"0")) > limit:
+            raise _too_large(limit)
         try:
             async with asyncio.timeout(seconds):
-                return await self._body()
+                return await self._body(limit)
         except TimeoutError:
             raise RefusedError(408, f"the body did not arrive within {seconds:g} s") from None
 
-    async def _body(self) -> bytes:
+    async def _body(self, limit: int) -> bytes:
         body = bytearray()
         more = True
         while more:
@@ -133,93 +128,56 @@ class Request:
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             body += message.get("body", b"")
-            if len(body) > MAX_BODY:
-                raise _too_large()
+            if len(body) > limit:
+                raise _too_large(limit)
             more = message.get("more_body", False)
         return bytes(body)
 
-    async def disconnected(self) -> None:
-        """Return when the client hangs up; for use after the body."""
+    async def unless_gone(
+        self, answer: Awaitable[_Answer], seconds: float | None = None
+    ) -> _Answer:
+        """What is awaited, or an end to it when nobody waits any more; for use after the body.
+
+        Args:
+            answer: what is computed for the client.
+            seconds: how long that may take.
+
+        Raises:
+            ClientGoneError: the client hung up before.
+            TimeoutError: the time passed before.
+        """
+        answering = asyncio.ensure_future(answer)
+        leaving = asyncio.ensure_future(self._disconnected())
+        try:
+            either: set[asyncio.Future[Any]] = {answering, leaving}
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                return answering.result()
+            if leaving.done():
+                raise ClientGoneError
+            raise TimeoutError
+        finally:
+            answering.cancel()
+            leaving.cancel()
+
+    async def _disconnected(self) -> None:
+        """Return when the client hangs up."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One operation.
-
-    Attributes:
-        method: the only method of this path.
-        path: the path, exactly.
-        handler: answers a request.
-        summary: one line for the OpenAPI document.
-        answers: what the body of an answer may hold, by status; nothing where it is no JSON of
-            a type of ``wire``.
-        body: what a request's body holds, for one that has a body.
-        open: answered without the API key.
-        content_type: of the answers.
-    """
-
-    method: str
-    path: str
-    handler: Callable[[Request], Awaitable[Reply]]
-    summary: str
-    answers: Mapping[int, Sequence[type[Struct]]]
-    body: type[Struct] | None = None
-    open: bool = False
-    content_type: str = JSON
+def come_again(detail: str, seconds: int) -> RefusedError:
+    """What a server says that cannot answer now and may so later."""
+    return RefusedError(503, detail, ((b"retry-after", str(seconds).encode()),))
 
 
-class Gate:
-    """Finds the route of a request that may pass.
-
-    Args:
-        routes: all operations.
-        hosts: names that a Host header may hold; empty for any.
-        key: the API key; ``None`` lets everybody pass.
-    """
-
-    def __init__(self, routes: Sequence[Route], hosts: Sequence[str], key: str | None) -> None:
-        self._routes = {route.path: route for route in routes}
-        self._hosts = frozenset(hosts)
-        self._key = None if key is None else f"Bearer {key}".encode()
-
-    def admit(self, request: Request) -> Route:
-        """The route of the request.
-
-        Raises:
-            RefusedError: another host (421), no key (401), a wrong one (403), no such path (404),
-                or another method (405).
-        """
-        self._check_host(request.headers.get(b"host", b""))
-        route = self._routes.get(request.path)
-        if route is None or not route.open:
-            self._check_key(request.headers.get(b"authorization"))
-        if route is None:
-            raise RefusedError(404, f"no such path; there are {', '.join(self._routes)}")
-        if request.method != route.method:
-            allow = ((b"allow", route.method.encode()),)
-            raise RefusedError(405, f"{route.path} takes {route.method}", allow)
-        return route
-
-    def _check_host(self, header: bytes) -> None:
-        if self._hosts and host_name(header.decode("latin-1")) not in self._hosts:
-            raise RefusedError(421, "header host: not a name of this server")
-
-    def _check_key(self, header: bytes | None) -> None:
-        if self._key is None:
-            return
-        if header is None:
-            challenge = ((b"www-authenticate", b"Bearer"),)
-            raise RefusedError(401, "header authorization: Bearer and the API key", challenge)
-        if not hmac.compare_digest(header, self._key):
-            raise RefusedError(403, "header authorization: not the API key of this server")
+def encode(answer: Any) -> bytes:
+    """The JSON of an answer, UTF-8, without white space."""
+    try:
+        return msgspec.json.encode(answer)
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it escaped, UTF-8 cannot
+        return json.dumps(msgspec.to_builtins(answer), separators=(",", ":")).encode()
 
 
-def refusal(error: RefusedError) -> Reply:
-    """The reply that an error asks for."""
-    return Reply(error.status, encode(Refusal(error.detail)), headers=error.headers)
-
-
-def _too_large() -> RefusedError:
-    return RefusedError(413, f"the body is larger than {MAX_BODY} bytes; send fewer queries")
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(413, f"the body is larger than {limit} bytes; send less at a time")

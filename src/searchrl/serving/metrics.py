@@ -15,20 +15,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from searchrl.serving.application import Exchange
 from searchrl.serving.settings import METRICS_DIRECTORY
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
-class Exchange:
-    """A request while it is answered; ``status`` is what is counted at its end."""
-
-    __slots__ = ("status",)
-
-    def __init__(self) -> None:
-        self.status = 500
 
 
 class Metrics:

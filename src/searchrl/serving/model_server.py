@@ -9,24 +9,15 @@ takes its request with it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from searchrl.errors import InfrastructureError, InputError
 from searchrl.models.protocol import LanguageModel, Sampling
-from searchrl.serving.asgi import (
-    DisconnectedError,
-    Receive,
-    RefusedError,
-    Scope,
-    Send,
-    disconnected,
-    read_body,
-    send_json,
-    send_refusal,
-)
+from searchrl.serving.application import Application
+from searchrl.serving.gate import Route
+from searchrl.serving.http import RefusedError, Reply, Request, come_again
 from searchrl.serving.openai_api import (
     DEFAULT_COMPLETION_TOKENS,
     Answered,
@@ -36,6 +27,7 @@ from searchrl.serving.openai_api import (
     completion_response,
     parse_request,
 )
+from searchrl.serving.settings import LOOPBACK_NAMES
 from searchrl.serving.worker import Worker
 
 if TYPE_CHECKING:
@@ -45,21 +37,28 @@ MAX_BODY_BYTES = 4 << 20
 MAX_REQUESTS = 256
 """Requests that are answered or wait at a time; more are told to come again."""
 _BODY_SECONDS = 30.0
-_Handler = Callable[[bytes], Awaitable[dict[str, Any]]]
-
-_log = logging.getLogger(__name__)
 
 
-class ModelServer:
+class ModelServer(Application):
     """An ASGI application around one model.
 
     Args:
         model: the model; it is used in a thread of its own, and by nobody else meanwhile.
         tokenizer: the model's own.
         name: what clients have to call the model.
+        hosts: names that a Host header may hold; empty for any.
+        key: the API key; ``None`` answers everybody.
     """
 
-    def __init__(self, model: LanguageModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        hosts: Sequence[str] = LOOPBACK_NAMES,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(self._routes(), hosts, key)
         self._model = model
         self._tokenizer = tokenizer
         self._vocabulary = len(tokenizer)
@@ -67,67 +66,40 @@ class ModelServer:
         self._created = int(time.time())
         self._worker = Worker()
         self._running = 0
-        self._routes: dict[str, tuple[str, _Handler]] = {
-            "/health": ("GET", self._live),
-            "/health/live": ("GET", self._live),
-            "/health/ready": ("GET", self._ready),
-            "/v1/models": ("GET", self._models),
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/completions": ("POST", self._complete),
-        }
 
-    @property
-    def paths(self) -> list[str]:
-        """Every path that is answered."""
-        return list(self._routes)
+    def _routes(self) -> Sequence[Route]:
+        return (
+            Route("GET", "/health", self._live, "Whether the process runs.", open=True),
+            Route("GET", "/health/live", self._live, "Whether the process runs.", open=True),
+            Route("GET", "/health/ready", self._ready, "Whether the model runs.", open=True),
+            Route("GET", "/v1/models", self._models, "What is served."),
+            Route("POST", "/v1/chat/completions", self._chat, "Reply to a chat."),
+            Route("POST", "/v1/completions", self._complete, "Continue texts or token ids."),
+        )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or go through the server's life."""
-        if scope["type"] == "lifespan":
-            await self._live_and_die(receive, send)
-        elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
-
-    async def _live_and_die(self, receive: Receive, send: Send) -> None:
-        await receive()
+    def start(self) -> None:
+        """Start the model's thread."""
         self._worker.start()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+
+    async def stop(self) -> None:
+        """End the model's thread after what it computes now."""
         await asyncio.to_thread(self._worker.stop)
-        await send({"type": "lifespan.shutdown.complete"})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            handler = self._handler(scope["method"], scope["path"])
-            body = await read_body(receive, MAX_BODY_BYTES, _BODY_SECONDS)
-            result = await _unless_gone(handler(body), receive)
-        except DisconnectedError:
-            return
-        except RefusedError as refused:
-            await send_refusal(send, refused)
-        except Exception:  # noqa: BLE001 - the request fails, not the server
-            _log.exception("%s %s failed", scope["method"], scope["path"])
-            await send_refusal(send, RefusedError(500, "the model failed; see the server's log"))
-        else:
-            await send_json(send, 200, result)
+    def refusal(self, error: RefusedError) -> Reply:
+        """An error in the form of OpenAI's API."""
+        kind = "invalid_request_error" if error.status < 500 else "server_error"
+        told = {"message": error.detail, "type": kind, "param": None, "code": error.status}
+        return Reply.of({"error": told}, error.status, error.headers)
 
-    def _handler(self, method: str, path: str) -> _Handler:
-        if path not in self._routes:
-            raise RefusedError(404, f"no such path; there are {', '.join(self._routes)}")
-        wanted, handler = self._routes[path]
-        if method != wanted:
-            raise RefusedError(405, f"{path} takes {wanted}", {"Allow": wanted})
-        return handler
+    async def _live(self, _: Request) -> Reply:
+        return Reply.of({"status": "live"})
 
-    async def _live(self, body: bytes) -> dict[str, Any]:
-        return {"status": "live"}
-
-    async def _ready(self, body: bytes) -> dict[str, Any]:
+    async def _ready(self, _: Request) -> Reply:
         if not self._worker.alive:
             raise RefusedError(503, "the model is not running")
-        return {"status": "ready", "model": self._name, "running": self._running}
+        return Reply.of({"status": "ready", "model": self._name, "running": self._running})
 
-    async def _models(self, body: bytes) -> dict[str, Any]:
+    async def _models(self, _: Request) -> Reply:
         model = {
             "id": self._name,
             "object": "model",
@@ -135,20 +107,21 @@ class ModelServer:
             "owned_by": "searchrl",
             "max_model_len": self._model.max_length,
         }
-        return {"object": "list", "data": [model]}
+        return Reply.of({"object": "list", "data": [model]})
 
-    async def _chat(self, body: bytes) -> dict[str, Any]:
-        request = parse_request(ChatRequest, body)
+    async def _chat(self, asked: Request) -> Reply:
+        request = parse_request(ChatRequest, await self._body(asked))
         self._check_name(request.model)
         sampling = request.sampling(request.limit or self._model.max_length)
 
         async def work() -> Answered:
             return await self._continue(self._model.render_chat(request.chat), sampling)
 
-        return chat_response(request, self._name, await self._run(work()))
+        answered = await asked.unless_gone(self._run(work()))
+        return Reply.of(chat_response(request, self._name, answered))
 
-    async def _complete(self, body: bytes) -> dict[str, Any]:
-        request = parse_request(CompletionRequest, body)
+    async def _complete(self, asked: Request) -> Reply:
+        request = parse_request(CompletionRequest, await self._body(asked))
         self._check_name(request.model)
         sampling = request.sampling(request.max_tokens or DEFAULT_COMPLETION_TOKENS)
 
@@ -156,13 +129,17 @@ class ModelServer:
             prompts = [self._token_ids(prompt) for prompt in request.prompts]
             return await asyncio.gather(*(self._continue(p, sampling) for p in prompts))
 
-        return completion_response(request, self._name, await self._run(work()))
+        answered = await asked.unless_gone(self._run(work()))
+        return Reply.of(completion_response(request, self._name, answered))
+
+    async def _body(self, asked: Request) -> bytes:
+        return await asked.json_body(MAX_BODY_BYTES, _BODY_SECONDS)
 
     async def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Let the model's thread do its part, unless too much is waiting there already."""
         if self._running >= MAX_REQUESTS:
             work.close()
-            raise RefusedError(503, "too many requests at a time", {"Retry-After": "1"})
+            raise come_again("too many requests at a time", 1)
         self._running += 1
         try:
             return await self._worker.run(work)
@@ -189,21 +166,3 @@ class ModelServer:
     def _check_name(self, name: str) -> None:
         if name != self._name:
             raise RefusedError(404, f"model {name!r} is not served here; this is {self._name!r}")
-
-
-async def _unless_gone(answer: Awaitable[dict[str, Any]], receive: Receive) -> dict[str, Any]:
-    """The answer, or an end to it when the client leaves before it is there.
-
-    Raises:
-        DisconnectedError: the client left.
-    """
-    answering = asyncio.ensure_future(answer)
-    leaving = asyncio.ensure_future(disconnected(receive))
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise DisconnectedError
-        return answering.result()
-    finally:
-        leaving.cancel()
-        answering.cancel()

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from searchrl.models.protocol import Completion, Message, Sampling, StopReason, cut_at_stop
-from searchrl.serving.asgi import RefusedError
+from searchrl.serving.http import RefusedError
 
 MAX_PROMPTS = 64
 MAX_MESSAGES = 256

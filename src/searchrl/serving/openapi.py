@@ -8,7 +8,8 @@ from typing import Any
 from msgspec import Struct
 
 from searchrl import __version__
-from searchrl.serving.http import JSON, Route
+from searchrl.serving.gate import Route
+from searchrl.serving.http import JSON
 from searchrl.serving.settings import MAX_BODY, MAX_SECONDS, MIN_SECONDS, TIMEOUT_HEADER
 from searchrl.serving.wire import Refusal, schemas
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from searchrl.errors import InputError
-from searchrl.serving.asgi import App
+from searchrl.serving.http import App
 
 if TYPE_CHECKING:
     import uvicorn
@@ -44,13 +43,7 @@ def url_of(listening: socket.socket) -> str:
 
 
 def make_server(app: App) -> uvicorn.Server:
-    """A server for an application; requests under way get ten seconds when it is told to end.
-
-    Raises:
-        InputError: the package it runs on is not installed.
-    """
-    if find_spec("uvicorn") is None:
-        raise InputError("a server needs the package uvicorn: pip install 'searchrl[serve]'")
+    """A server for an application; requests under way get ten seconds when it is told to end."""
     import uvicorn
 
     config = uvicorn.Config(

@@ -8,14 +8,13 @@ or Ctrl-C the workers take no more connections and finish what is under way.
 
 from __future__ import annotations
 
-import ipaddress
 import multiprocessing
 import os
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,9 @@ from typing import TYPE_CHECKING
 
 from searchrl.errors import InfrastructureError, InputError, SearchRLError
 from searchrl.retrieval.index import open_index, read_about
-from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings, host_name, read_key
+from searchrl.serving.gate import check_exposure
+from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings
+from searchrl.transport.keys import read_key
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -51,16 +52,6 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
 
 def serve(
     index: Path, address: Address, settings: ServerSettings, started: Callable[[], None]
@@ -79,7 +70,7 @@ def serve(
         InfrastructureError: worker processes ended by themselves, one after the other.
     """
     read_about(index)
-    check_exposure(address, settings)
+    check_exposure(address.host, guarded=settings.key_variable is not None)
     _key(settings)
     _check_address(address)
     failures: SimpleQueue[str] = multiprocessing.SimpleQueue()
@@ -88,27 +79,6 @@ def serve(
         run_workers(address, loader, started)
     if not failures.empty():
         raise InputError(failures.get())
-
-
-def check_exposure(address: Address, settings: ServerSettings) -> None:
-    """Refuse to answer the network without a key.
-
-    Raises:
-        InputError: the address is not a loopback one and no key is named.
-    """
-    if not address.is_loopback and settings.key_variable is None:
-        raise InputError(
-            f"--host {address.host}: other machines could search without a key; put one into an "
-            "environment variable and name it with --key-variable, or serve on 127.0.0.1"
-        )
-
-
-def allowed_hosts(address: Address, named: Sequence[str], guarded: bool) -> tuple[str, ...]:
-    """Names that a Host header may hold; empty for any, where a key guards and none are named."""
-    if guarded and not named:
-        return ()
-    hosts = (*ServerSettings().allowed_hosts, host_name(address.url.removeprefix("http://")))
-    return (*hosts, *(name.lower() for name in named))
 
 
 def load_app(

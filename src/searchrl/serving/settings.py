@@ -7,10 +7,7 @@ variable that does: settings travel to worker processes and into error messages.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-
-from searchrl.errors import InputError
 
 MAX_BODY = 1 << 20
 """Bytes of a request's body."""
@@ -24,6 +21,8 @@ MAX_SECONDS = 300.0
 """The longest a client may ask to wait."""
 MIN_SECONDS = 1.0
 """The shortest."""
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+"""Names that a Host header may hold where no other is allowed."""
 TIMEOUT_HEADER = "x-request-timeout"
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable by which the Prometheus library finds the counts of other processes."""
@@ -49,33 +48,5 @@ class ServerSettings:
     batch: int = 64
     seconds: float = 30.0
     body_seconds: float = 10.0
-    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    allowed_hosts: tuple[str, ...] = LOOPBACK_NAMES
     key_variable: str | None = None
-
-
-def read_key(variable: str | None, setting: str) -> str | None:
-    """The API key that an environment variable holds; ``None`` where no variable is named.
-
-    Args:
-        variable: its name.
-        setting: what named it, for the error message.
-
-    Raises:
-        InputError: the variable is not set or empty, or the key cannot stand in a header.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "")
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise InputError(
-            f"{setting} = {variable}: the environment variable has to hold a key of printable "
-            "ASCII characters without spaces"
-        )
-    return key
-
-
-def host_name(header: str) -> str:
-    """The name in a Host header, in lower case, without the port."""
-    if header.startswith("["):
-        return header.partition("]")[0].lower() + "]"
-    return header.partition(":")[0].lower()

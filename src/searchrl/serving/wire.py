@@ -10,7 +10,6 @@ never made up for want of hits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -125,14 +124,6 @@ def retrieve_answer(hits: Sequence[Sequence[Hit]], scores: bool) -> ScoredAnswer
 def search_answer(hits: Sequence[Sequence[Hit]]) -> SearchAnswer:
     """What ``/v1/search`` answers."""
     return SearchAnswer([[_found(hit) for hit in row] for row in hits])
-
-
-def encode(answer: Struct) -> bytes:
-    """The JSON of an answer, UTF-8, without white space."""
-    try:
-        return msgspec.json.encode(answer)
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can hold it escaped, UTF-8 cannot
-        return json.dumps(msgspec.to_builtins(answer), separators=(",", ":")).encode()
 
 
 def schemas(types: Sequence[type[Struct]]) -> dict[str, Any]:

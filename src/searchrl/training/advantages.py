@@ -39,10 +39,11 @@ def generalized_advantages(
 
 
 def whiten(values_A: torch.Tensor) -> torch.Tensor:
-    """Shift to mean 0 and scale to variance 1; a single value only loses its mean."""
+    """Shift to mean 0 and scale to variance 1; equal values, a single one too, become zeros."""
+    if values_A.min() == values_A.max():
+        # Said apart, because the mean of equal values may differ from them in the last place.
+        return torch.zeros_like(values_A)
     centred_A = values_A - values_A.mean()
-    if values_A.numel() < 2:
-        return centred_A
     return centred_A * torch.rsqrt(values_A.var(unbiased=True) + 1e-8)
 
 

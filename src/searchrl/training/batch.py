@@ -1,10 +1,10 @@
-"""Episodes as padded token batches with exact masks.
+"""Episodes as token batches with exact masks.
 
-Shapes: ``B`` episodes, ``T`` tokens of the longest of them, ``A`` trainable tokens of all episodes
-in a batch, in episode order and within one in the order they were sampled. Padding is on the right,
-where no real token of a causal model attends, so no attention mask is needed. Everything that is
-learned from (log-probabilities, values, advantages) is a flat ``A`` vector, so observation tokens
-cannot leak into a loss, a whitening or an advantage: they have no entry.
+Shapes: ``B`` episodes, ``N`` tokens of their tree (see ``token_tree``), ``T`` tokens of the longest
+of them, ``A`` trainable tokens of all episodes in a batch, in episode order and within one in the
+order they were sampled. Everything that is learned from (log-probabilities, values, advantages) is
+a flat ``A`` vector, so observation tokens cannot leak into a loss, a whitening or an advantage:
+they have no entry.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from searchrl.agents.episode import Episode
+from searchrl.models.token_tree import TokenTree, build_tree, common_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +24,24 @@ class TokenBatch:
     """Token arrays of some episodes.
 
     Attributes:
-        tokens_BT: right-padded token ids.
-        trainable_BT: True on tokens the model sampled.
+        tree: the episodes' tokens, merged at common prefixes.
+        rows_A: the episode of each trainable token.
+        columns_A: the place in its episode of the token before it, whose output predicts it.
+        targets_A: the trainable tokens themselves.
         lengths_B: trainable tokens of each episode; they sum to A.
         sampled_logprobs_A: log-probabilities noted when the tokens were sampled.
     """
 
-    tokens_BT: torch.Tensor
-    trainable_BT: torch.Tensor
+    tree: TokenTree
+    rows_A: torch.Tensor
+    columns_A: torch.Tensor
+    targets_A: torch.Tensor
     lengths_B: tuple[int, ...]
     sampled_logprobs_A: torch.Tensor
 
     @classmethod
     def of(cls, episodes: Sequence[Episode], device: torch.device) -> TokenBatch:
-        """Pad the episodes' tokens side by side.
+        """Pack the episodes' tokens.
 
         Raises:
             ValueError: an episode opens with a sampled token, which no output predicts, or has not
@@ -43,32 +49,36 @@ class TokenBatch:
         """
         for episode in episodes:
             _check(episode)
-        width = max(len(episode.token_ids) for episode in episodes)
-        shape = (len(episodes), width)
-        tokens_BT = torch.zeros(shape, dtype=torch.long)
-        trainable_BT = torch.zeros(shape, dtype=torch.bool)
-        for row, episode in enumerate(episodes):
-            length = len(episode.token_ids)
-            tokens_BT[row, :length] = torch.tensor(episode.token_ids)
-            trainable_BT[row, :length] = torch.tensor(episode.trainable_mask)
+        sampled = [np.flatnonzero(episode.trainable_mask) for episode in episodes]
+        lengths = [len(places) for places in sampled]
+        targets = [np.asarray(e.token_ids)[p] for e, p in zip(episodes, sampled, strict=True)]
+        noted = [value for episode in episodes for value in episode.logprobs]
         return cls(
-            tokens_BT.to(device),
-            trainable_BT.to(device),
-            tuple(sum(episode.trainable_mask) for episode in episodes),
-            torch.tensor(
-                [v for e in episodes for v in e.logprobs], dtype=torch.float32, device=device
-            ),
+            build_tree([episode.token_ids for episode in episodes]),
+            torch.from_numpy(np.repeat(np.arange(len(episodes)), lengths)).to(device),
+            torch.from_numpy(np.concatenate(sampled) - 1).to(device),
+            torch.from_numpy(np.concatenate(targets)).to(device),
+            tuple(lengths),
+            torch.tensor(noted, dtype=torch.float32, device=device),
         )
 
     @property
-    def predicting_BT(self) -> torch.Tensor:
-        """True where the model's output predicts a trainable token: one place to the left."""
-        return self.trainable_BT[:, 1:]
+    def places_A(self) -> torch.Tensor:
+        """Where in the tree the token is whose output predicts each trainable token."""
+        rows, columns = self.rows_A.tolist(), self.columns_A.tolist()
+        found = [
+            int(self.tree.places[row][column]) for row, column in zip(rows, columns, strict=True)
+        ]
+        return torch.tensor(found, device=self.rows_A.device)
 
     @property
-    def targets_A(self) -> torch.Tensor:
-        """The trainable tokens themselves."""
-        return self.tokens_BT[:, 1:][self.predicting_BT]
+    def padded_BT(self) -> torch.Tensor:
+        """Right-padded token ids; no real token of a causal model sees the padding."""
+        width = max(len(places) for places in self.tree.places)
+        tokens_BT = np.zeros((len(self.tree.places), width), dtype=np.int64)
+        for row, places in enumerate(self.tree.places):
+            tokens_BT[row, : len(places)] = self.tree.token_ids[places]
+        return torch.from_numpy(tokens_BT).to(self.rows_A.device)
 
 
 def _check(episode: Episode) -> None:
@@ -80,6 +90,22 @@ def _check(episode: Episode) -> None:
             f"episode {name!r} has {len(episode.logprobs)} log-probabilities for {sum(mask)} "
             "sampled tokens"
         )
+
+
+def tree_batches(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+    """Indices of sequences that share most together, each batch's tree within the token budget."""
+    rows = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    batch: list[int] = []
+    size = 0
+    for index in sorted(range(len(rows)), key=lambda index: (tuple(sequences[index]), index)):
+        added = len(rows[index]) - (common_prefix(rows[batch[-1]], rows[index]) if batch else 0)
+        if batch and size + added > budget:
+            yield batch
+            batch, size, added = [], 0, len(rows[index])
+        batch.append(index)
+        size += added
+    if batch:
+        yield batch
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

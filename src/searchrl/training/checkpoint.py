@@ -1,9 +1,12 @@
 """Checkpoints: everything a resumed run needs, whole or absent.
 
-``step_N`` holds the searcher in Hugging Face form, the critic, and both optimizers as safetensors;
-``final`` is the searcher alone. Nothing is pickled. Seeds and data order are functions of the step,
-so the step number is all the state there is besides tensors, and a resumed CPU run ends bitwise
-equal to an uninterrupted one.
+``step_N`` holds the searcher in Hugging Face form, the critic, both optimizers as safetensors, and
+the KL term's weight; ``final`` and ``best`` are a searcher alone, with a model card. Nothing is
+pickled. Seeds, learning rates and data order are functions of the step, so a resumed CPU run ends
+bitwise equal to an uninterrupted one.
+
+``best`` is written ahead of the ``step_N`` it is a copy of: a kill between the two leaves a best of
+a step that a resumed run makes again, and which it therefore removes.
 """
 
 from __future__ import annotations
@@ -11,24 +14,27 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from searchrl.data.storage import atomic_directory, verify_directory
+from searchrl.data.storage import atomic_directory, read_manifest, verify_directory
 from searchrl.errors import InputError, IntegrityError
 from searchrl.training.learner import Learner
+from searchrl.training.model_card import CARD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-FINAL = "final"
+FINAL, BEST = "final", "best"
 _STEP = re.compile(r"step_(\d{6,})")
+_FORM = 2
+"""Of a ``step_N``; form 1 did not name the KL term's weight, which was constant."""
 
 
 def save_checkpoint(
@@ -39,7 +45,13 @@ def save_checkpoint(
     Stay: the last ``keep`` checkpoints up to this one. Go: earlier ones; later ones, which are of a
     future that a resumed run makes again; and what a killed writer left half done.
     """
-    with atomic_directory(folder / f"step_{step:06d}", {"kind": "checkpoint", "step": step}) as out:
+    about = {
+        "kind": "checkpoint",
+        "form": _FORM,
+        "step": step,
+        "kl_coefficient": learner.kl_coefficient,
+    }
+    with atomic_directory(folder / f"step_{step:06d}", about) as out:
         learner.searcher.save_pretrained(out / "searcher")
         tokenizer.save_pretrained(out / "searcher")
         _save_optimizer(out / "optimizer.safetensors", learner.optimizer)
@@ -56,12 +68,60 @@ def save_checkpoint(
         shutil.rmtree(path.rename(folder / f".{path.name}.tmp"))
 
 
-def save_final(folder: Path, searcher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+def save_final(
+    folder: Path, searcher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str
+) -> Path:
     """Write ``final``: the trained searcher, loadable by ``AutoModelForCausalLM``."""
-    with atomic_directory(folder / FINAL, {"kind": "searcher"}) as out:
+    return _save_searcher(folder / FINAL, {"kind": "searcher"}, searcher, tokenizer, card)
+
+
+def save_best(
+    folder: Path,
+    step: int,
+    score: float,
+    searcher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+) -> bool:
+    """Write ``best`` where ``score`` beats that of the one there; says whether it did."""
+    found = _best(folder)
+    if found is not None and not score > found[1]:
+        return False
+    about = {"kind": "searcher", "step": step, "score": score}
+    _save_searcher(folder / BEST, about, searcher, tokenizer, card)
+    return True
+
+
+def drop_best_after(folder: Path, step: int) -> None:
+    """Remove a ``best`` of a later step, which a resumed run makes again, or of none."""
+    found = _best(folder)
+    if (folder / BEST).exists() and (found is None or found[0] > step):
+        aside = folder / f".{BEST}.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree((folder / BEST).rename(aside))
+
+
+def _best(folder: Path) -> tuple[int, float] | None:
+    """Step and score of ``best``; ``None`` where there is none, or a damaged one."""
+    try:
+        about = read_manifest(folder / BEST)["about"]
+        return int(about["step"]), float(about["score"])
+    except (IntegrityError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _save_searcher(
+    place: Path,
+    about: Mapping[str, Any],
+    searcher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+) -> Path:
+    with atomic_directory(place, about) as out:
         searcher.save_pretrained(out)
         tokenizer.save_pretrained(out)
-    return folder / FINAL
+        (out / CARD).write_text(card, encoding="utf-8")
+    return place
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
@@ -89,8 +149,12 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     """Put a checkpoint's weights and optimizer states into a learner of the same recipe.
 
     Raises:
-        InputError: the checkpoint is of another model.
+        InputError: the checkpoint is of another model, or of a later version of this program.
     """
+    about = read_manifest(path)["about"]
+    if (form := about.get("form", 1)) not in (1, _FORM):
+        raise InputError(f"{path}: is of form {form}, which a later version of searchrl wrote")
+    learner.kl_coefficient = about.get("kl_coefficient", learner.kl_coefficient)
     tied = bool(learner.searcher.config.tie_word_embeddings)
     _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
     _load_optimizer(path / "optimizer.safetensors", learner.optimizer)
@@ -113,6 +177,16 @@ def searcher_path(path: Path) -> Path:
                 verify_directory(holder)
             return candidate
     raise InputError(f"{path}: no trained searcher there; expected a run directory or a checkpoint")
+
+
+def run_of(path: Path) -> Path | None:
+    """The run directory that a searcher's path is, or lies in; ``None`` for a lone checkpoint."""
+    path = path.resolve()
+    for run in (path, *path.parents[1:3]):
+        within = path.relative_to(run).parts
+        if within[:1] in ((), ("checkpoints",)) and (run / "checkpoints").is_dir():
+            return run if (run / "config.json").is_file() else None
+    return None
 
 
 def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:

@@ -22,6 +22,7 @@ from searchrl.experiment import Experiment
 from searchrl.reporting.metrics_log import MetricsLog
 from searchrl.seeding import derive_seed
 from searchrl.training.checkpoint import save_final
+from searchrl.training.model_card import model_card
 from searchrl.training.options import SupervisedOptions
 from searchrl.training.rejection import read_examples
 from searchrl.training.run_directory import RunDirectory
@@ -69,7 +70,9 @@ def finetune(experiment: Experiment, run: RunDirectory, progress: Progress) -> P
 
         stream = shuffled_epochs(examples, recipe.seed)
         train_supervised(searcher.model, stream, settings, note)
-        return save_final(run.checkpoints, searcher.model, searcher.tokenizer)
+        numbers = {"Steps": str(settings.steps), "Examples": f"{len(examples):,}"}
+        card = model_card(recipe, "supervised fine-tuning", numbers)
+        return save_final(run.checkpoints, searcher.model, searcher.tokenizer, card)
 
 
 def question_example(question: Question, model: LocalModel, style: Style) -> Example:

@@ -1,31 +1,38 @@
-"""One policy update from one step's groups of episodes: PPO with a critic, or GRPO.
+"""One policy update from one step's groups of episodes, whatever the algorithm.
 
-Order of a step: values and old and reference log-probabilities with the weights that sampled, then
-advantages, then one or more optimizer steps. Every loss is a sum over trainable tokens divided by
-the number of trainable tokens of its whole optimizer step, so neither micro-batches nor padding
-change a result. The old log-probabilities come from the very passes the update repeats, so the
-ratio is exactly 1 until the first optimizer step.
+Every loss is a sum over trainable tokens with weights set for its whole optimizer step
+(``averaging``), so neither micro-batches nor packing change a result. The old log-probabilities are
+those of the weights that sampled, from the very pass the update makes or repeats, so the ratio is
+exactly 1 until the first optimizer step.
 
-Episodes of a GRPO group with equal rewards teach nothing and are not passed through again. Where
+A step of a single optimizer step needs no look back: its one pass gives old and new at once. Only
+where the weights move between passes (``epochs`` or ``mini_batches`` above 1) are old
+log-probabilities and values computed before.
+
+Episodes whose advantages are known to be zero (``credit``) are not passed through at all. Where
 nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
+Nor is it taken where a gradient is not finite, which is counted.
 
 Differs from the original s3 and Search-R1: they average per micro-batch, and let observation tokens
-into GAE, whitening and the critic's loss.
+into GAE, whitening and the critic's loss. A KL term in the reward of a single-step update is of the
+log-probabilities noted at sampling.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from searchrl.agents.episode import Episode
-from searchrl.errors import SearchRLError
-from searchrl.training.advantages import generalized_advantages, group_advantages, whiten
-from searchrl.training.batch import TokenBatch, micro_batches
+from searchrl.agents.episode import EndReason, Episode
+from searchrl.training.averaging import token_weights
+from searchrl.training.batch import TokenBatch, tree_batches
+from searchrl.training.credit import Evidence, assign_credit, known_to_be_idle
+from searchrl.training.importance import truncated_weights
+from searchrl.training.kl_control import next_coefficient
 from searchrl.training.losses import (
     clipped_fraction,
     kl_estimates,
@@ -56,15 +63,42 @@ class Group:
 
 @dataclass(slots=True)
 class _Sample:
-    """One episode on its way through an update; vectors hold its trainable tokens only."""
+    """One episode on its way through an update; vectors hold its trainable tokens only.
+
+    ``old_logprobs`` and ``old_values`` stay unset where the update's own pass gives them.
+    """
 
     episode: Episode
-    advantage: float
+    reward: float
+    counted: bool
+    """Whether it takes part in the loss."""
+    teaches: bool
+    """Whether its gradient can differ from zero; known before anything is computed."""
+    weight: float = 0.0
+    """Of each of its tokens in the loss of the policy."""
     advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    old_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    reference_logprobs: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    old_values: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    old_logprobs: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
+    old_values: torch.Tensor | None = None
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def tokens(self) -> int:
+        """Trainable ones."""
+        return sum(self.episode.trainable_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    """Episodes that are passed through a model together."""
+
+    samples: tuple[_Sample, ...]
+    batch: TokenBatch
+
+    def split(self, values_A: torch.Tensor) -> list[tuple[_Sample, torch.Tensor]]:
+        """Each episode with its share of a vector over trainable tokens."""
+        parts = values_A.split(list(self.batch.lengths_B))
+        return list(zip(self.samples, parts, strict=True))
 
 
 class Learner:
@@ -75,6 +109,7 @@ class Learner:
         options: the algorithm and its numbers.
         temperature: the one episodes are sampled with.
         reference: frozen copy of the searcher as training began; needed for a KL term only.
+        steps: how many there will be; rates that fall do so until the last of them.
 
     Raises:
         ValueError: the options ask for a KL term and there is no reference.
@@ -86,6 +121,7 @@ class Learner:
         options: LearningOptions,
         temperature: float,
         reference: PreTrainedModel | None = None,
+        steps: int = 1,
     ) -> None:
         if options.kl_coefficient > 0 and reference is None:
             raise ValueError("a KL term needs the reference searcher")
@@ -94,181 +130,213 @@ class Learner:
         self._options = options
         self._temperature = temperature
         self._reference = reference
+        self._steps = steps
+        self.kl_coefficient = options.kl_coefficient
         self.optimizer = self._adamw(searcher)
         self.critic_optimizer = self._adamw(self.critic) if self.critic is not None else None
 
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
         """Learn from one step's groups; ``step`` counts from 0 and sets the warm-up.
 
-        Raises:
-            SearchRLError: a gradient is not finite; the optimizer step it belongs to is not taken.
+        Returns:
+            Metrics. Those of tokens are means over the episodes that teach, and are left out
+            where none does.
         """
-        samples = self._samples(groups)
-        plan = self._plan(samples)
-        metrics = self._look_back(samples, plan)
-        self._set_advantages(samples)
-        self._set_rates(step)
-        totals: Metrics = {}
-        for _ in range(self._options.epochs):
-            for mini_batch in plan:
-                for name, value in self._optimizer_step(mini_batch).items():
-                    totals[name] = totals.get(name, 0.0) + value
-        steps = self._options.epochs * len(plan)
-        return metrics | {name: value / steps for name, value in totals.items()}
-
-    def _samples(self, groups: Sequence[Group]) -> list[_Sample]:
-        samples: list[_Sample] = []
-        for group in groups:
-            if self._options.algorithm == "grpo":
-                scaled = self._options.scale_by_deviation
-                values = group_advantages(group.rewards, scaled)
-            else:
-                values = group.rewards
-            samples += [
-                _Sample(episode, value)
-                for episode, value in zip(group.episodes, values, strict=True)
-            ]
-        return samples
-
-    def _plan(self, samples: Sequence[_Sample]) -> list[list[list[_Sample]]]:
-        """Mini-batches of micro-batches, fixed for the whole step."""
+        grouped = self._samples(groups)
+        samples = [sample for group in grouped for sample in group]
         size = math.ceil(len(samples) / self._options.mini_batches)
-        plan: list[list[list[_Sample]]] = []
-        for start in range(0, len(samples), size):
-            mini_batch = samples[start : start + size]
-            # Apart, so that a pass of the update holds exactly what its pass of looking back held.
-            teaching = [sample for sample in mini_batch if self._teaches(sample)]
-            idle = [sample for sample in mini_batch if not self._teaches(sample)]
-            plan.append([*self._micro_batches(teaching), *self._micro_batches(idle)])
-        return plan
+        mini_batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        plan = [self._pack([s for s in batch if s.teaches]) for batch in mini_batches]
+        self._set_rates(step)
+        totals = self._look_back(grouped, [batch for batches in plan for batch in batches])
+        for _ in range(self._options.epochs):
+            for mini_batch, micro_batches in zip(mini_batches, plan, strict=True):
+                for name, value in self._optimizer_step(mini_batch, micro_batches).items():
+                    totals[name] = totals.get(name, 0.0) + value
+        skipped = totals.pop("skipped_updates")
+        steps = self._options.epochs * len(plan)
+        metrics = {name: value / steps for name, value in totals.items()}
+        metrics["trainable_tokens"] = float(sum(sample.tokens for sample in samples))
+        return metrics | {"skipped_updates": skipped} | self._control(metrics, len(samples))
 
-    def _micro_batches(self, samples: Sequence[_Sample]) -> list[list[_Sample]]:
-        lengths = [len(sample.episode.token_ids) for sample in samples]
-        budget = self._options.tokens_per_micro_batch
-        return [[samples[i] for i in batch] for batch in micro_batches(lengths, budget)]
+    @property
+    def _single(self) -> bool:
+        """Whether an update is one optimizer step, whose pass is the look back as well."""
+        return self._options.epochs == 1 and self._options.mini_batches == 1
 
-    @torch.no_grad()
-    def _look_back(
-        self, samples: Sequence[_Sample], plan: Sequence[Sequence[Sequence[_Sample]]]
-    ) -> Metrics:
-        """Old and reference log-probabilities and old values, with the weights that sampled."""
-        mismatch, entropy, reference_kl, tokens = 0.0, 0.0, 0.0, 0
-        for micro_batch in (batch for mini_batch in plan for batch in mini_batch):
-            batch = self._batch(micro_batch)
-            lengths = list(batch.lengths_B)
-            old_A, entropy_A = self._logprobs(self.searcher, batch)
-            entropy += float(entropy_A.sum())
-            mismatch += float(kl_estimates(batch.sampled_logprobs_A, old_A, "k3").sum())
-            tokens += old_A.numel()
-            for sample, part in zip(micro_batch, old_A.split(lengths), strict=True):
-                sample.old_logprobs = part
-            if self._reference is not None:
-                reference_A, _ = self._logprobs(self._reference, batch)
-                reference_kl += float(kl_estimates(old_A, reference_A, "k3").sum())
-                for sample, part in zip(micro_batch, reference_A.split(lengths), strict=True):
-                    sample.reference_logprobs = part
-            if self.critic is not None:
-                for sample, part in zip(
-                    micro_batch, self._values(self.critic, batch).split(lengths), strict=True
-                ):
-                    sample.old_values = part
-        metrics = {
-            "mismatch_kl": mismatch / tokens,
-            "entropy": entropy / tokens,
-            "trainable_tokens": float(tokens),
-        }
-        if self._reference is not None:
-            metrics["reference_kl"] = reference_kl / tokens
-        return metrics
+    def _control(self, metrics: Metrics, episodes: int) -> Metrics:
+        """Note the KL term's weight, and adapt it where it has a target."""
+        if self._reference is None:
+            return {}
+        used, options = self.kl_coefficient, self._options
+        divergence = metrics.get("reference_kl")
+        if options.kl_target is not None and divergence is not None:
+            target, horizon = options.kl_target, options.kl_horizon
+            self.kl_coefficient = next_coefficient(used, divergence, target, episodes, horizon)
+        return {"kl_coefficient": used}
 
-    def _set_advantages(self, samples: Sequence[_Sample]) -> None:
-        if self.critic is None:
-            for sample in samples:
-                sample.advantages = torch.full_like(sample.old_logprobs, sample.advantage)
-            return
-        for sample in samples:
-            rewards_T = torch.zeros_like(sample.old_logprobs)
-            if self._reference is not None and self._options.kl_placement == "reward":
-                rewards_T -= self._options.kl_coefficient * kl_estimates(
-                    sample.old_logprobs, sample.reference_logprobs, self._options.kl_estimator
+    def _samples(self, groups: Sequence[Group]) -> list[list[_Sample]]:
+        idle = known_to_be_idle([group.rewards for group in groups], self._options)
+        return [
+            [
+                self._sample(episode, reward, silent)
+                for episode, reward, silent in zip(
+                    group.episodes, group.rewards, silences, strict=True
                 )
-            rewards_T[-1] += sample.advantage
-            sample.advantages, sample.returns = generalized_advantages(
-                rewards_T, sample.old_values, self._options.gamma, self._options.lam
-            )
-        if self._options.whiten_advantages:
-            whitened = whiten(torch.cat([sample.advantages for sample in samples]))
-            parts = whitened.split([sample.advantages.numel() for sample in samples])
-            for sample, part in zip(samples, parts, strict=True):
-                sample.advantages = part
+            ]
+            for group, silences in zip(groups, idle, strict=True)
+        ]
 
-    def _optimizer_step(self, mini_batch: Sequence[Sequence[_Sample]]) -> Metrics:
-        tokens = _count(sample for batch in mini_batch for sample in batch)
-        taught = _count(
-            sample for batch in mini_batch if self._teaches(batch[0]) for sample in batch
-        )
-        totals: Metrics = {"policy_loss": 0.0, "clip_fraction": 0.0, "old_kl": 0.0}
-        for micro_batch in mini_batch:
-            for name, value in self._backward(micro_batch, tokens, taught).items():
-                totals[name] = totals.get(name, 0.0) + value
-        return totals | self._apply()
-
-    def _backward(self, micro_batch: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
-        """Add this micro-batch's gradients; returns its share of the step's metrics.
-
-        Args:
-            micro_batch: episodes that all teach, or none of them.
-            tokens: trainable tokens of the optimizer step.
-            taught: those of them that belong to episodes that teach.
-        """
-        metrics: Metrics = {}
-        if self._teaches(micro_batch[0]):
-            metrics |= self._backward_policy(micro_batch, tokens, taught)
-        if self.critic is not None:
-            batch = self._batch(micro_batch)
-            losses_A = value_losses(
-                self._values(self.critic, batch),
-                torch.cat([sample.old_values for sample in micro_batch]),
-                torch.cat([sample.returns for sample in micro_batch]),
-                self._options.value_clip,
-            )
-            loss = losses_A.sum() / tokens
-            loss.backward()
-            metrics["value_loss"] = float(loss.detach())
-        return metrics
-
-    def _backward_policy(self, samples: Sequence[_Sample], tokens: int, taught: int) -> Metrics:
+    def _sample(self, episode: Episode, reward: float, silent: bool) -> _Sample:
         options = self._options
-        logprobs_A, entropy_A = self._logprobs(self.searcher, self._batch(samples))
-        old_A = torch.cat([sample.old_logprobs for sample in samples])
-        advantages_A = torch.cat([sample.advantages for sample in samples])
-        losses_A = policy_losses(
-            logprobs_A, old_A, advantages_A, options.clip_low, options.clip_high
-        )
-        total = losses_A.sum()
-        if options.entropy_coefficient > 0:
-            total = total - options.entropy_coefficient * entropy_A.sum()
-        if self._reference is not None and options.kl_placement == "loss":
-            reference_A = torch.cat([sample.reference_logprobs for sample in samples])
-            kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
-            total = total + options.kl_coefficient * kl_A.sum()
-        loss = total / tokens
-        loss.backward()
-        with torch.no_grad():
-            clipped = clipped_fraction(logprobs_A, old_A, options.clip_low, options.clip_high)
-            return {
-                "policy_loss": float(losses_A.sum()) / tokens,
-                "clip_fraction": float(clipped) / taught,
-                "old_kl": float(kl_estimates(old_A, logprobs_A, "k3").sum()) / taught,
-            }
-
-    def _teaches(self, sample: _Sample) -> bool:
-        """Whether an episode's gradient can differ from zero; known before anything is computed."""
-        options = self._options
+        counted = not (options.mask_truncated and episode.end is EndReason.TRUNCATED)
         regularised = options.entropy_coefficient > 0 or (
             self._reference is not None and options.kl_placement == "loss"
         )
-        return self.critic is not None or regularised or sample.advantage != 0
+        return _Sample(episode, reward, counted, counted and (regularised or not silent))
+
+    def _pack(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
+        """Micro-batches, packed once and for all passes of the step."""
+        sequences = [sample.episode.token_ids for sample in samples]
+        made: list[_MicroBatch] = []
+        for indices in tree_batches(sequences, self._options.tokens_per_micro_batch):
+            chosen = tuple(samples[index] for index in indices)
+            episodes = [sample.episode for sample in chosen]
+            made.append(_MicroBatch(chosen, TokenBatch.of(episodes, self.searcher.device)))
+        return made
+
+    def _look_back(
+        self, grouped: Sequence[Sequence[_Sample]], micro_batches: Sequence[_MicroBatch]
+    ) -> Metrics:
+        """What is known before the policy's own passes: reference, values, and all credit.
+
+        The critic of a single-step update learns in the same pass that gives its old values.
+        """
+        samples = [sample for group in grouped for sample in group]
+        counted = sum(sample.tokens for sample in samples if sample.counted)
+        totals: Metrics = {} if self.critic is None else {"value_loss": 0.0}
+        for micro_batch in micro_batches:
+            self._note(micro_batch)
+            if self.critic is not None and self._single:
+                values_A = self._values(self.critic, micro_batch.batch)
+                self._note_values(micro_batch, values_A.detach())
+                self._set_credit([micro_batch.samples])
+                totals["value_loss"] += self._backward_values(values_A, micro_batch, counted)
+        if self.critic is not None or self._reference is not None:
+            # Left out of the loss, and still part of a group's baseline.
+            for micro_batch in self._pack([s for s in samples if not s.teaches]):
+                self._note(micro_batch, with_values=True)
+        self._set_credit(grouped)
+        return totals
+
+    @torch.no_grad()
+    def _note(self, micro_batch: _MicroBatch, with_values: bool = False) -> None:
+        """Log-probabilities of the reference, and what must be known before the weights move."""
+        batch = micro_batch.batch
+        if self._reference is not None:
+            reference_A, _ = self._logprobs(self._reference, batch)
+            for sample, part in micro_batch.split(reference_A):
+                sample.reference_logprobs = part
+        if not self._single:
+            old_A, _ = self._logprobs(self.searcher, batch)
+            for sample, part in micro_batch.split(old_A):
+                sample.old_logprobs = part
+        if self.critic is not None and (with_values or not self._single):
+            self._note_values(micro_batch, self._values(self.critic, batch))
+
+    def _note_values(self, micro_batch: _MicroBatch, values_A: torch.Tensor) -> None:
+        for sample, part in micro_batch.split(values_A):
+            sample.old_values = part
+
+    def _set_credit(self, grouped: Sequence[Sequence[_Sample]]) -> None:
+        evidence = [[self._evidence(sample) for sample in group] for group in grouped]
+        credited = assign_credit(evidence, self._options, self.kl_coefficient)
+        for group, credits in zip(grouped, credited, strict=True):
+            for sample, credit in zip(group, credits, strict=True):
+                sample.advantages, sample.returns = credit.advantages_T, credit.returns_T
+
+    def _evidence(self, sample: _Sample) -> Evidence:
+        old_T = sample.old_logprobs
+        if old_T is None:
+            noted = sample.episode.logprobs
+            old_T = torch.tensor(noted, dtype=torch.float32, device=self.searcher.device)
+        return Evidence(
+            sample.reward, sample.counted, old_T, sample.reference_logprobs, sample.old_values
+        )
+
+    def _optimizer_step(
+        self, samples: Sequence[_Sample], micro_batches: Sequence[_MicroBatch]
+    ) -> Metrics:
+        """One step on a mini-batch: all its samples, and those that teach as they are packed."""
+        options = self._options
+        lengths = [sample.tokens if sample.counted else 0 for sample in samples]
+        weights = token_weights(lengths, options.loss_average, options.loss_constant)
+        for sample, weight in zip(samples, weights, strict=True):
+            sample.weight = weight
+        taught = sum(sample.tokens for sample in samples if sample.teaches)
+        totals: Metrics = {"policy_loss": 0.0, "clip_fraction": 0.0, "old_kl": 0.0}
+        for micro_batch in micro_batches:
+            found = self._backward_policy(micro_batch, taught)
+            if self.critic is not None and not self._single:
+                values_A = self._values(self.critic, micro_batch.batch)
+                found["value_loss"] = self._backward_values(values_A, micro_batch, sum(lengths))
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals | self._apply()
+
+    def _backward_values(
+        self, values_A: torch.Tensor, micro_batch: _MicroBatch, tokens: int
+    ) -> float:
+        """Add the critic's gradients; returns this micro-batch's share of its loss."""
+        old = [sample.old_values for sample in micro_batch.samples if sample.old_values is not None]
+        returns_A = torch.cat([sample.returns for sample in micro_batch.samples])
+        losses_A = value_losses(values_A, torch.cat(old), returns_A, self._options.value_clip)
+        loss = losses_A.sum() / tokens
+        loss.backward()
+        return float(loss.detach())
+
+    def _backward_policy(self, micro_batch: _MicroBatch, taught: int) -> Metrics:
+        """Add the policy's gradients; returns this micro-batch's share of the step's metrics.
+
+        Args:
+            micro_batch: episodes that teach.
+            taught: trainable tokens of all that teach in the optimizer step.
+        """
+        options, samples = self._options, micro_batch.samples
+        sampled_A = micro_batch.batch.sampled_logprobs_A
+        logprobs_A, entropy_A = self._logprobs(self.searcher, micro_batch.batch)
+        old = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
+        old_A = torch.cat(old) if old else logprobs_A.detach()
+        advantages_A = torch.cat([sample.advantages for sample in samples])
+        weights_A = torch.cat([torch.full_like(s.advantages, s.weight) for s in samples])
+        losses_A = policy_losses(
+            logprobs_A, old_A, advantages_A, options.clip_low, options.clip_high
+        )
+        metrics: Metrics = {}
+        if (cap := options.importance_cap) is not None:
+            importance_A = truncated_weights(old_A, sampled_A, cap)
+            losses_A = losses_A * importance_A
+            metrics["importance_capped"] = float((importance_A >= cap).sum()) / taught
+        total_A = losses_A
+        if options.entropy_coefficient > 0:
+            total_A = total_A - options.entropy_coefficient * entropy_A
+        divergences = {"old_kl": (old_A, logprobs_A), "mismatch_kl": (sampled_A, old_A)}
+        references = [s.reference_logprobs for s in samples if s.reference_logprobs is not None]
+        if references:
+            reference_A = torch.cat(references)
+            divergences["reference_kl"] = (old_A, reference_A)
+            if options.kl_placement == "loss":
+                kl_A = kl_estimates(logprobs_A, reference_A, options.kl_estimator)
+                total_A = total_A + self.kl_coefficient * kl_A
+        (total_A * weights_A).sum().backward()
+        with torch.no_grad():
+            clipped = clipped_fraction(logprobs_A, old_A, options.clip_low, options.clip_high)
+            metrics["policy_loss"] = float((losses_A * weights_A).sum())
+            metrics["clip_fraction"] = float(clipped) / taught
+            metrics["entropy"] = float(entropy_A.sum()) / taught
+            for name, (one_A, other_A) in divergences.items():
+                metrics[name] = float(kl_estimates(one_A, other_A, "k3").sum()) / taught
+        return metrics
 
     def _apply(self) -> Metrics:
         """Take both optimizers' step, or neither; returns the norms of the gradients."""
@@ -282,11 +350,7 @@ class Learner:
             if finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if not finite:
-            raise SearchRLError(
-                "a gradient is not finite; lower the learning rate or look at the last episodes"
-            )
-        return norms
+        return norms | {"skipped_updates": float(not finite)}
 
     def _clip(self, module: torch.nn.Module) -> float:
         limit = self._options.max_grad_norm
@@ -294,13 +358,14 @@ class Learner:
 
     def _set_rates(self, step: int) -> None:
         options = self._options
-        rate = options.learning_rate * _warmup(step, options.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rates = [(self.optimizer, options.learning_rate, options.warmup_steps)]
         if self.critic_optimizer is not None:
-            rate = options.critic_learning_rate * _warmup(step, options.critic_warmup_steps)
-            for group in self.critic_optimizer.param_groups:
-                group["lr"] = rate
+            critic = (options.critic_learning_rate, options.critic_warmup_steps)
+            rates.append((self.critic_optimizer, *critic))
+        for optimizer, peak, warmup_steps in rates:
+            share = _share_of_rate(step, warmup_steps, self._steps, options.final_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
 
     def _adamw(self, module: torch.nn.Module) -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -322,14 +387,10 @@ class Learner:
         device = self.searcher.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._options.autocast)
 
-    def _batch(self, samples: Sequence[_Sample]) -> TokenBatch:
-        return TokenBatch.of([sample.episode for sample in samples], self.searcher.device)
 
-
-def _count(samples: Iterable[_Sample]) -> int:
-    """Trainable tokens of some episodes."""
-    return sum(sample.old_logprobs.numel() for sample in samples)
-
-
-def _warmup(step: int, steps: int) -> float:
-    return min(1.0, (step + 1) / steps) if steps else 1.0
+def _share_of_rate(step: int, warmup_steps: int, steps: int, final: float) -> float:
+    """Up to 1 over the warm-up, then down to ``final`` at the last of ``steps``; both linear."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
+    return 1 - (1 - final) * min(1.0, done)

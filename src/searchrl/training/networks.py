@@ -1,7 +1,8 @@
 """What the learner computes with: log-probabilities of a policy, values of a critic.
 
-The head is applied only where a trainable token is predicted: with a real vocabulary and mostly
-retrieved text, this is most of the memory.
+A batch runs as one token tree, so what episodes share is computed once; models that cannot be
+packed run on padded rows, to the same result. The head is applied only where a trainable token is
+predicted: with a real vocabulary and mostly retrieved text, this is most of the memory.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from searchrl.models.packed_attention import TreeAttention, packs, run_packed
 from searchrl.training.batch import TokenBatch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def token_logprobs(
@@ -31,12 +33,11 @@ def token_logprobs(
     Returns:
         Two ``[A]`` vectors, in nats.
     """
-    hidden_AD = _hidden(model.model, batch)
-    logits_AV = model.lm_head(hidden_AD).float() / temperature
-    logprobs_AV = torch.log_softmax(logits_AV, dim=-1)
-    chosen_A = logprobs_AV.gather(1, batch.targets_A.unsqueeze(1)).squeeze(1)
-    entropy_A = -(logprobs_AV.exp() * logprobs_AV).sum(dim=-1)
-    return chosen_A, entropy_A
+    hidden_UD, states_A = _states(model.model, batch)
+    logits_UV = model.lm_head(hidden_UD).float() / temperature
+    logprobs_UV = torch.log_softmax(logits_UV, dim=-1)
+    entropy_U = -(logprobs_UV.exp() * logprobs_UV).sum(dim=-1)
+    return logprobs_UV[states_A, batch.targets_A], entropy_U[states_A]
 
 
 class Critic(nn.Module):
@@ -57,12 +58,28 @@ class Critic(nn.Module):
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Value of the state in which each trainable token was sampled, ``[A]``."""
-        values_A: torch.Tensor = self.head(_hidden(self.trunk, batch)).squeeze(-1).float()
+        hidden_UD, states_A = _states(self.trunk, batch)
+        values_A: torch.Tensor = self.head(hidden_UD).squeeze(-1).float()[states_A]
         return values_A
 
 
-def _hidden(trunk: nn.Module, batch: TokenBatch) -> torch.Tensor:
-    """Hidden states that predict the trainable tokens, ``[A, D]``."""
-    output = trunk(input_ids=batch.tokens_BT, use_cache=False)
-    hidden_AD: torch.Tensor = output.last_hidden_state[:, :-1][batch.predicting_BT]
-    return hidden_AD
+def _states(trunk: nn.Module, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The states in which the trainable tokens were sampled.
+
+    Returns:
+        ``[U, D]`` distinct hidden states, and for each trainable token which of them is its own.
+    """
+    config: PretrainedConfig = trunk.config  # type: ignore[assignment]
+    if not packs(config):
+        output = trunk(input_ids=batch.padded_BT, use_cache=False)
+        hidden_AD = output.last_hidden_state[batch.rows_A, batch.columns_A]
+        return hidden_AD, torch.arange(len(hidden_AD), device=hidden_AD.device)
+    device, tree = batch.rows_A.device, batch.tree
+    hidden_ND = run_packed(
+        trunk,
+        torch.from_numpy(tree.token_ids).to(device),
+        torch.from_numpy(tree.positions).to(device),
+        TreeAttention(tree, device),
+    )
+    places_U, states_A = batch.places_A.unique(return_inverse=True)
+    return hidden_ND[places_U], states_A

@@ -15,13 +15,19 @@ from pydantic import (
 )
 
 from searchrl.options import Options
+from searchrl.reporting.services import Service
+from searchrl.training.averaging import Average
+
+Algorithm = Literal["ppo", "grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
 
 
 class LearningOptions(Options):
     """How a policy is updated."""
 
-    algorithm: Literal["ppo", "grpo"] = "ppo"
-    """``ppo`` learns a critic and uses GAE; ``grpo`` compares the episodes of one question."""
+    algorithm: Algorithm = "ppo"
+    """``ppo`` learns a critic and uses GAE; ``grpo`` and ``rloo`` compare the episodes of one
+    question; ``reinforce_plus_plus`` normalises over the whole step, with ``_baseline`` after each
+    group's mean is taken out."""
     learning_rate: PositiveFloat = 1e-6
     """AdamW's, for the searcher."""
     warmup_steps: NonNegativeInt = 0
@@ -30,6 +36,8 @@ class LearningOptions(Options):
     """AdamW's, for the critic."""
     critic_warmup_steps: NonNegativeInt = 0
     """Steps over which the critic's rate rises linearly."""
+    final_rate: float = Field(1.0, ge=0, le=1)
+    """Share of both rates that is left at the end; they fall to it linearly after the warm-up."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, for both."""
     clip_low: PositiveFloat = 0.2
@@ -46,12 +54,29 @@ class LearningOptions(Options):
     """PPO: shift and scale advantages over all trainable tokens of a step."""
     scale_by_deviation: bool = True
     """GRPO: divide by the group's standard deviation; off is Dr. GRPO."""
+    loss_average: Average = "token"
+    """The policy loss is averaged over the step's tokens (DAPO), over episodes and in each over its
+    tokens (GRPO as published), or over ``loss_constant`` tokens an episode (Dr. GRPO)."""
+    loss_constant: PositiveInt | None = None
+    """Tokens an episode is taken to have where ``loss_average`` is ``constant``."""
+    mask_truncated: bool = False
+    """Episodes cut off by the context budget count in their group's baseline, not in the loss
+    (DAPO's over-long filtering)."""
+    importance_cap: PositiveFloat | None = None
+    """Weight each token by its probability here over that in the rollout, at most this much
+    (truncated importance sampling); no correction when left out."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the searcher that training began with."""
     kl_placement: Literal["reward", "loss"] = "reward"
-    """Subtract it from each token's reward (PPO only) or add it to the loss."""
+    """Subtract it from the reward (``ppo``, ``rloo``, ``reinforce_plus_plus``) or add it to the
+    loss."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """How it is estimated from sampled tokens."""
+    kl_target: PositiveFloat | None = None
+    """Adapt the weight so that the divergence stays near this many nats a token; fixed when left
+    out."""
+    kl_horizon: PositiveInt = 10_000
+    """Episodes over which the weight adapts."""
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
     epochs: PositiveInt = 1
@@ -61,18 +86,35 @@ class LearningOptions(Options):
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
     tokens_per_micro_batch: PositiveInt = 16_384
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass; what episodes share counts once."""
     autocast: bool = False
     """Compute the update in bfloat16; weights and optimizer stay as they are."""
 
     @model_validator(mode="after")
     def _check_combination(self) -> LearningOptions:
-        if self.algorithm == "grpo" and self.kl_coefficient > 0 and self.kl_placement == "reward":
+        in_reward = self.kl_coefficient > 0 and self.kl_placement == "reward"
+        if in_reward and self.algorithm in ("grpo", "reinforce_plus_plus_baseline"):
             raise ValueError(
-                'algorithm = "grpo" has no per-token reward: set kl_placement = "loss" '
-                "or kl_coefficient = 0"
+                f'algorithm = "{self.algorithm}" takes no KL term from its rewards: '
+                'set kl_placement = "loss" or kl_coefficient = 0'
+            )
+        if self.kl_target is not None and self.kl_coefficient == 0:
+            raise ValueError("kl_target adapts kl_coefficient: set one to begin with, above 0")
+        if (self.loss_average == "constant") != (self.loss_constant is not None):
+            raise ValueError(
+                'loss_average = "constant" and loss_constant go together: set both or none'
+            )
+        if not self.scale_by_deviation and self.algorithm != "grpo":
+            raise ValueError(
+                f'scale_by_deviation = false is a switch of "grpo", not of "{self.algorithm}": '
+                "remove it or change algorithm"
             )
         return self
+
+    @property
+    def compares_groups(self) -> bool:
+        """Whether an episode's baseline is made from others of the same question."""
+        return self.algorithm in ("grpo", "rloo", "reinforce_plus_plus_baseline")
 
 
 class RolloutOptions(Options):
@@ -86,6 +128,9 @@ class RolloutOptions(Options):
     """Sampling temperature; top-p is always 1 in training."""
     max_failed: float = Field(0.2, ge=0, lt=1)
     """Training stops when more than this share of a step's episodes met a failed service."""
+    refill_rounds: NonNegativeInt = 0
+    """Drop groups with equal rewards and ask other questions in their place, up to this many times
+    a step (DAPO's dynamic sampling)."""
 
 
 class SupervisedOptions(Options):
@@ -124,3 +169,42 @@ class RunOptions(Options):
     """Older step checkpoints are removed."""
     keep_episodes: NonNegativeInt = 32
     """Episodes of a step that are written for reading."""
+
+
+class GuardOptions(Options):
+    """When a run is warned of, and when it is stopped; a resumed run may change these."""
+
+    nonfinite_updates: PositiveInt = 3
+    """Stop after this many skipped updates in a row; an update with a gradient that is not finite
+    is skipped."""
+    mismatch_warning: PositiveFloat = 0.01
+    """Warn when rollouts and trainer differ by more, in nats a token."""
+    mismatch_stop: PositiveFloat = 0.1
+    """Stop when they do so by more for ``patience`` steps on end."""
+    entropy_left: float = Field(0.1, ge=0, le=1)
+    """Warn when the entropy is below this share of what the run began with."""
+    reward_lost: float = Field(0.5, gt=0)
+    """Warn when the mean reward has lost more than this share of what it had gained."""
+    reward_scale: PositiveFloat = 0.2
+    """A gain that is smaller than this counts as this much."""
+    reward_window: PositiveInt = 5
+    """Steps over which rewards are averaged for that."""
+    all_equal_groups: float = Field(0.9, ge=0, le=1)
+    """Warn when a larger share of the groups has equal rewards, for ``patience`` steps on end."""
+    truncated_episodes: float = Field(0.5, ge=0, le=1)
+    """Warn when a larger share of the episodes meets the context budget, likewise."""
+    invalid_turns: float = Field(0.5, ge=0, le=1)
+    """Warn when a larger share of the outputs asks for nothing that can be read, likewise."""
+    failed_episodes: float = Field(0.05, ge=0, le=1)
+    """Warn when a larger share of the episodes meets a failed service, likewise."""
+    patience: PositiveInt = 3
+    """Steps that a state has to last where one step says little."""
+
+
+class TrackingOptions(Options):
+    """Where metrics go besides ``metrics.jsonl``; a resumed run may change these."""
+
+    services: tuple[Service, ...] = ()
+    """Services that get every step's metrics; each is an extra of its name."""
+    project: str = "searchrl"
+    """The project that runs are gathered in."""

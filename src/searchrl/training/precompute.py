@@ -55,7 +55,7 @@ async def precompute(
     computed = solved = 0
     for start in range(0, len(questions), _CHUNK):
         chunk = questions[start : start + _CHUNK]
-        contexts = await retriever.search([question.text for question in chunk], k)
+        contexts = await retriever.search([question.query for question in chunk], k)
         keys = [
             naive_rag_key(question, hits, generator, judge)
             for question, hits in zip(chunk, contexts, strict=True)

@@ -6,23 +6,24 @@ cancelled. A run directory has one writer at a time; a second process is refused
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from searchrl.agents.episode import Episode
 from searchrl.data.jsonl import write_jsonl
+from searchrl.data.locks import hold
 from searchrl.data.questions import Question
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe, leaves, load_recipe
 
 Status = Literal["started", "success", "error", "cancelled"]
 _PACKAGES = ("searchrl", "torch", "transformers", "PyStemmer", "regex", "numpy")
@@ -46,9 +47,9 @@ class RunDirectory:
 
         Raises:
             InputError: the directory holds another run, or this one without ``resume``, or a
-                resumed run whose recipe differs in more than its length, or another process has it.
+                resumed run whose recipe differs in what it learns, or another process has it.
         """
-        with self._lock():
+        with hold(self.path, ".lock", "writing this run"):
             self._check(recipe, resume)
             write_json(self.config, recipe.model_dump(mode="json"))
             write_json(self.path / "env.json", _environment())
@@ -66,6 +67,13 @@ class RunDirectory:
     def set_status(self, status: Status) -> None:
         """Write ``STATUS``."""
         write_text(self.path / "STATUS", status + "\n")
+
+    def identity(self) -> str:
+        """What tells this run from all others, wherever it is known; the same when resumed."""
+        file = self.path / "ID"
+        if not file.is_file():
+            write_text(file, secrets.token_hex(8) + "\n")
+        return file.read_text(encoding="utf-8").strip()
 
     def write_episodes(self, step: int, episodes: Iterable[Episode]) -> None:
         """Keep the episodes of a step for reading."""
@@ -108,45 +116,23 @@ class RunDirectory:
             raise InputError(
                 f"{self.path}: holds a run already; add --resume or choose another --out"
             )
-        before = _leaves(load_recipe(str(self.config)).model_dump(mode="json"))
-        after = _leaves(recipe.model_dump(mode="json"))
+        before = leaves(load_recipe(str(self.config)).model_dump(mode="json"))
+        after = leaves(recipe.model_dump(mode="json"))
         changed = [
             f"{key} ({before.get(key)} there, {after.get(key)} now)"
             for key in sorted(before.keys() | after.keys())
-            if key != "run.steps" and before.get(key) != after.get(key)
+            if not _may_change(key) and before.get(key) != after.get(key)
         ]
         if changed:
             raise InputError(
                 f"{self.config}: differs from the recipe in {', '.join(changed)}; "
-                "a resumed run may change run.steps only"
+                "a resumed run may change run.steps, guards and tracking only"
             )
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
-            ) from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"{self.path}: another process is writing this run") from error
-            yield
 
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by their dotted keys."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
+def _may_change(key: str) -> bool:
+    """Whether a resumed run is the same run with another value here."""
+    return key == "run.steps" or key.startswith(("guards.", "tracking."))
 
 
 def _environment() -> dict[str, str | int | None]:

@@ -2,36 +2,53 @@
 
 A step is a function of the weights and the step number alone, so a run that was killed goes on
 from its last checkpoint as if nothing had happened: later metrics and episodes are dropped and made
-again.
+again. A signal to stop ends rollouts at once and updates when they are done, and the last whole
+step is saved.
 """
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from searchrl.agents.agent import Agent
 from searchrl.agents.episode import ActionKind, EndReason
 from searchrl.agents.trained import open_agent
-from searchrl.errors import InputError
+from searchrl.data.questions import Question
+from searchrl.errors import InputError, UnstableError
 from searchrl.experiment import Experiment
-from searchrl.reporting.metrics_log import MetricsLog
+from searchrl.reporting.metrics_log import MetricsLog, read_metrics
+from searchrl.reporting.services import open_sinks
+from searchrl.reporting.sinks import CLOSE_SECONDS, RunFacts, Sinks
 from searchrl.rewards.custom import load_function
+from searchrl.rewards.protocol import RewardFunction
+from searchrl.seeding import derive_seed, seed_global_streams
 from searchrl.training.checkpoint import (
+    drop_best_after,
     latest_checkpoint,
     load_checkpoint,
+    save_best,
     save_checkpoint,
     save_final,
 )
+from searchrl.training.dynamic_sampling import collect_teaching
+from searchrl.training.guards import Level, Row, Verdict, guard_metrics, judge
+from searchrl.training.interruption import Interruption
 from searchrl.training.learner import Learner, Metrics
+from searchrl.training.model_card import model_card
 from searchrl.training.questions import training_questions
 from searchrl.training.rollout import Rollout, collect, questions_of_step
 from searchrl.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from searchrl.models.local import LocalModel
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, Metrics], None]
 
@@ -56,19 +73,21 @@ def train(
     Raises:
         InputError: the run directory or the recipe cannot be used.
         InfrastructureError: a service stayed down; the last checkpoint stands.
+        UnstableError: a guard stopped the run; the last checkpoint stands.
+        KeyboardInterrupt: a signal came; the last whole step is saved.
     """
     # Models and the user's function are loaded before the directory becomes a run: what cannot be
     # loaded leaves no trace.
     trainer = _Trainer(experiment, run)
     with run.open(experiment.recipe, resume):
-        return asyncio.run(trainer.run(on_step))
+        return trainer.run(on_step)
 
 
 class _Trainer:
     def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
         self._experiment = experiment
         self._recipe = experiment.recipe
-        self._run = run
+        self._run_directory = run
         if self._recipe.reward.function is not None:
             load_function(self._recipe.reward.function)
         self._searcher: LocalModel = experiment.trainable()
@@ -78,42 +97,69 @@ class _Trainer:
             self._recipe.learning,
             self._recipe.rollout.temperature,
             experiment.searcher().model if needs_reference else None,
+            self._recipe.run.steps,
         )
 
-    async def run(self, on_step: OnStep) -> Path:
+        self._interruption = Interruption()
+        self._history: list[Row] = []
+        self._done = self._saved = 0
+        """Steps that are whole, with weights and metrics, and those that a checkpoint holds."""
+        self._updating = False
+        self._sinks = Sinks(())
+
+    def run(self, on_step: OnStep) -> Path:
         """All steps from the last checkpoint on."""
-        recipe, tokenizer = self._recipe, self._searcher.tokenizer
+        with self._interruption.watch():
+            try:
+                return self._interruption.run(self._run(on_step))
+            except KeyboardInterrupt:
+                owed = self._done > self._saved and not self._updating
+                if owed and not self._interruption.insisted:
+                    self._save_checkpoint()
+                    logger.warning("step %d is saved; --resume goes on from it", self._done)
+                raise
+            finally:
+                self._sinks.close(0.0 if self._interruption.insisted else CLOSE_SECONDS)
+
+    async def _run(self, on_step: OnStep) -> Path:
+        recipe = self._recipe
         questions = await training_questions(self._experiment)
-        self._run.pin_questions(questions)
+        self._run_directory.pin_questions(questions)
         agent = open_agent(recipe.agent, self._searcher, self._experiment.train.retriever)
         reward = self._experiment.reward()
-        log = MetricsLog(self._run.metrics)
-        for step in range(self._start(log), recipe.run.steps):
-            asked = questions_of_step(
-                questions, step, recipe.rollout.questions_per_step, recipe.seed
-            )
-            started = time.perf_counter()
-            rollout = await collect(
-                agent, reward, asked, recipe.rollout, recipe.seed, step, self._smallest_group()
-            )
-            metrics = self._learn(rollout, step, time.perf_counter() - started)
-            log.append(step + 1, metrics)
-            self._run.write_episodes(step + 1, rollout.episodes[: recipe.run.keep_episodes])
-            if (step + 1) % recipe.run.save_every == 0 or step + 1 == recipe.run.steps:
-                save_checkpoint(
-                    self._run.checkpoints,
-                    step + 1,
-                    self._learner,
-                    tokenizer,
-                    recipe.run.keep_checkpoints,
-                )
+        log = MetricsLog(self._run_directory.metrics)
+        self._start(log)
+        self._sinks = self._open_sinks()
+        for step in range(self._done, recipe.run.steps):
+            seed_global_streams(derive_seed(recipe.seed, "global", step))
+            rollout, metrics = await self._roll_out(agent, reward, questions, step)
+            with self._interruption.hold():
+                self._updating = True
+                metrics |= self._learn(rollout, step)
+                verdicts = judge([*self._history, metrics], recipe.guards)
+                metrics |= guard_metrics(verdicts)
+                self._history.append(metrics)
+                log.append(step + 1, metrics)
+                self._sinks.log(step + 1, metrics)
+                kept = rollout.episodes[: recipe.run.keep_episodes]
+                self._run_directory.write_episodes(step + 1, kept)
+                _heed(verdicts, self._history, step + 1)
+                self._done, self._updating = step + 1, False
+                if self._done % recipe.run.save_every == 0 or self._done == recipe.run.steps:
+                    self._save_best()
+                    self._save_checkpoint()
             on_step(step + 1, metrics)
-        return save_final(self._run.checkpoints, self._searcher.model, tokenizer)
+        return save_final(
+            self._run_directory.checkpoints,
+            self._searcher.model,
+            self._searcher.tokenizer,
+            self._card(),
+        )
 
-    def _start(self, log: MetricsLog) -> int:
-        """Load the last checkpoint, drop what came after it, and return its step."""
-        found = latest_checkpoint(self._run.checkpoints)
-        step = 0
+    def _start(self, log: MetricsLog) -> None:
+        """Load the last checkpoint and drop what came after it."""
+        folder = self._run_directory.checkpoints
+        found = latest_checkpoint(folder)
         if found is not None:
             step, path = found
             if step > self._recipe.run.steps:
@@ -122,24 +168,97 @@ class _Trainer:
                     f"set run.steps to {step} or more, not {self._recipe.run.steps}"
                 )
             load_checkpoint(path, self._learner)
-        log.truncate_after(step)
-        self._run.drop_episodes_after(step)
-        return step
+            self._done = self._saved = step
+        drop_best_after(folder, self._done)
+        log.truncate_after(self._done)
+        self._run_directory.drop_episodes_after(self._done)
+        if log.path.is_file():
+            self._history += read_metrics(log.path)
 
-    def _smallest_group(self) -> int:
-        return 2 if self._recipe.learning.algorithm == "grpo" else 1
+    def _open_sinks(self) -> Sinks:
+        recipe, directory = self._recipe, self._run_directory
+        if not recipe.tracking.services:
+            return Sinks(())
+        facts = RunFacts(
+            project=recipe.tracking.project,
+            name=directory.path.resolve().name,
+            identity=directory.identity(),
+            directory=directory.path,
+            config=recipe.model_dump(mode="json"),
+            step=self._done,
+        )
+        return open_sinks(recipe.tracking.services, facts)
 
-    def _learn(self, rollout: Rollout, step: int, rollout_seconds: float) -> Metrics:
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(
+            self._run_directory.checkpoints,
+            self._done,
+            self._learner,
+            self._searcher.tokenizer,
+            self._recipe.run.keep_checkpoints,
+        )
+        self._saved = self._done
+
+    def _save_best(self) -> None:
+        """Keep the searcher apart where the steps up to it earned more than those up to any."""
+        save_best(
+            self._run_directory.checkpoints,
+            self._done,
+            self._latest_reward(),
+            self._searcher.model,
+            self._searcher.tokenizer,
+            self._card(),
+        )
+
+    def _latest_reward(self) -> float:
+        """Mean reward of as many last steps as lie between two checkpoints."""
+        rows = self._history[-self._recipe.run.save_every :]
+        return _mean([row["reward/mean"] for row in rows])
+
+    def _card(self) -> str:
+        recipe = self._recipe
+        numbers = {
+            "Steps": f"{self._done} of {recipe.run.steps}",
+            "Episodes a step": f"{recipe.rollout.questions_per_step * recipe.rollout.group_size:,}",
+            "Mean reward of the latest steps": f"{self._latest_reward():.3f}",
+        }
+        return model_card(recipe, recipe.learning.algorithm.upper(), numbers)
+
+    async def _roll_out(
+        self, agent: Agent, reward: RewardFunction, questions: Sequence[Question], step: int
+    ) -> tuple[Rollout, Metrics]:
+        recipe, started = self._recipe, time.perf_counter()
+        options, seed = recipe.rollout, recipe.seed
+
+        async def roll(some: Sequence[Question]) -> Rollout:
+            smallest = 2 if recipe.learning.compares_groups else 1
+            return await collect(agent, reward, some, options, seed, step, smallest)
+
+        asked = questions_of_step(questions, step, options.questions_per_step, seed)
+        rollout, metrics = await collect_teaching(
+            roll, questions, asked, options.refill_rounds, seed, step
+        )
         if not rollout.groups:
             raise InputError(
                 f"step {step + 1}: no episode can be learned from; raise the response budget"
             )
-        metrics = rollout_metrics(rollout)
+        seconds = time.perf_counter() - started
+        return rollout, rollout_metrics(rollout) | metrics | {"seconds/rollout": seconds}
+
+    def _learn(self, rollout: Rollout, step: int) -> Metrics:
         started = time.perf_counter()
-        metrics |= self._learner.update(rollout.groups, step)
-        metrics["seconds/rollout"] = rollout_seconds
-        metrics["seconds/update"] = time.perf_counter() - started
-        return metrics
+        metrics = self._learner.update(rollout.groups, step)
+        return metrics | {"seconds/update": time.perf_counter() - started}
+
+
+def _heed(verdicts: Sequence[Verdict], history: Sequence[Row], step: int) -> None:
+    """Log what is newly wrong; end the run where a guard says so."""
+    before = history[-2] if len(history) > 1 else {}
+    for verdict in verdicts:
+        if verdict.level is Level.STOP:
+            raise UnstableError(f"step {step}: {verdict.message}")
+        if verdict.level is Level.WARNING and not before.get(f"guards/{verdict.guard}"):
+            logger.warning("step %d: %s", step, verdict.message)
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
@@ -148,12 +267,13 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     turns = [turn for episode in episodes for turn in episode.turns]
     metrics: Metrics = {
         "episodes/failed": float(len(rollout.episodes) - len(episodes)),
+        "episodes/failed_share": 1 - len(episodes) / max(1, len(rollout.episodes)),
         "episodes/finished": _mean([episode.end is EndReason.FINISHED for episode in episodes]),
+        "episodes/truncated": _mean([episode.end is EndReason.TRUNCATED for episode in episodes]),
         "episodes/searches": _mean([episode.searches for episode in episodes]),
         "episodes/invalid_turns": _mean([t.action.kind is ActionKind.INVALID for t in turns]),
         "episodes/response_tokens": _mean([sum(e.trainable_mask) for e in episodes]),
         "episodes/context_passages": _mean([len(episode.context) for episode in episodes]),
-        "groups/all_equal": _mean([len(set(group.rewards)) == 1 for group in rollout.groups]),
         "reward/mean": _mean([reward for group in rollout.groups for reward in group.rewards]),
     }
     for part in sorted({name for e in episodes if e.reward for name in e.reward.parts}):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 TRIES = 4
-RETRIED_STATUS = frozenset({429, 502, 503, 504})
+RETRIED_STATUS = frozenset({408, 429, 502, 503, 504})
 """Answers that say "not now"; any other error would come again."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 
@@ -24,16 +25,20 @@ def backoff(failures: int, retry_after: str | None = None) -> float:
 
 
 def seconds_asked_for(retry_after: str | None) -> float:
-    """The wait that a ``Retry-After`` header names, as seconds or as a date; 0 for none."""
+    """The wait that a ``Retry-After`` header names, as seconds or as a date; else 0."""
     if retry_after is None:
         return 0.0
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
     try:
-        until = parsedate_to_datetime(text)
+        seconds = float(retry_after)
+    except ValueError:
+        seconds = _seconds_until(retry_after)
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
+
+
+def _seconds_until(date: str) -> float:
+    try:
+        then = parsedate_to_datetime(date)
     except ValueError:
         return 0.0
-    if until.tzinfo is None:
-        until = until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    return (then - datetime.now(UTC)).total_seconds()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,14 +11,36 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from searchrl.errors import InputError
-from searchrl.models.generation import Decoder, Request, _inverse_cdf
+from searchrl.models.decoder import Decoder
+from searchrl.models.drawing import Request, _inverse_cdf
 from searchrl.models.local import LocalModel
+from searchrl.models.packed_decoder import PackedDecoder
+from searchrl.models.padded_decoder import PaddedDecoder
 from searchrl.models.protocol import Completion, Sampling, StopReason
+
+Opener = Callable[..., Decoder]
+
+
+def packed(share: bool) -> Opener:
+    def opened(*arguments: Any, **named: Any) -> Decoder:
+        return PackedDecoder(*arguments, **named, share=share)
+
+    return opened
+
+
+@pytest.fixture(
+    scope="module",
+    params=[PaddedDecoder, packed(True), packed(False)],
+    ids=["padded", "packed", "packed-apart"],
+)
+def opener(request: pytest.FixtureRequest) -> Opener:
+    opened: Opener = request.param
+    return opened
 
 
 @pytest.fixture(scope="module")
-def decoder(random_model: LocalModel) -> Decoder:
-    return Decoder(random_model.model, random_model.tokenizer, 1024)
+def decoder(random_model: LocalModel, opener: Opener) -> Decoder:
+    return opener(random_model.model, random_model.tokenizer, 1024)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +114,16 @@ def test_logprobs_are_those_of_a_full_forward_at_the_temperature(
 
 
 def test_company_and_order_change_no_token(
-    random_model: LocalModel, decoder: Decoder, prompts: list[tuple[int, ...]]
+    random_model: LocalModel,
+    opener: Opener,
+    decoder: Decoder,
+    prompts: list[tuple[int, ...]],
 ) -> None:
     requests = [request(p, temperature=1.0, seed=n, max_tokens=20) for n, p in enumerate(prompts)]
     alone = [decoder.complete([one])[0] for one in requests]
     together = decoder.complete(requests)
     backwards = decoder.complete(requests[::-1])[::-1]
-    small = Decoder(random_model.model, random_model.tokenizer, 1024, tokens_per_batch=90)
+    small = opener(random_model.model, random_model.tokenizer, 1024, tokens_per_batch=90)
     in_parts = small.complete(requests)
     for one, *others in zip(alone, together, backwards, in_parts, strict=True):
         for other in others:
@@ -107,11 +133,9 @@ def test_company_and_order_change_no_token(
 
 
 def test_equal_prompts_are_prefilled_once_and_drawn_apart(
-    random_model: LocalModel,
-    decoder: Decoder,
-    prompts: list[tuple[int, ...]],
-    monkeypatch: pytest.MonkeyPatch,
+    random_model: LocalModel, prompts: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    decoder = PaddedDecoder(random_model.model, random_model.tokenizer, 1024)
     prompt, other = prompts[4], prompts[6]
     order = [prompt, other, prompt, prompt, other, prompt]
     requests = [request(p, temperature=1.0, seed=n % 4) for n, p in enumerate(order)]
@@ -207,7 +231,8 @@ class Scripted:
 
 def say(model: LocalModel, text: str, **sampling: Any) -> Completion:
     script = model.encode(text) + [model.tokenizer.eos_token_id] * 2
-    decoder = Decoder(Scripted(model.model, script), model.tokenizer, 1024)  # type: ignore[arg-type]
+    scripted: Any = Scripted(model.model, script)
+    decoder = PaddedDecoder(scripted, model.tokenizer, 1024)
     return decoder.complete([request((5, 6), **({"max_tokens": 200} | sampling))])[0]
 
 
@@ -251,12 +276,14 @@ def test_the_models_further_end_tokens_end_it_too(
     assert completion.token_ids[-1] == other
 
 
-def test_length_limits(random_model: LocalModel, prompts: list[tuple[int, ...]]) -> None:
-    [short] = Decoder(random_model.model, random_model.tokenizer, 1024).complete(
+def test_length_limits(
+    random_model: LocalModel, opener: Opener, prompts: list[tuple[int, ...]]
+) -> None:
+    [short] = opener(random_model.model, random_model.tokenizer, 1024).complete(
         [request(prompts[3], max_tokens=3, temperature=1.0)]
     )
     assert (len(short.token_ids), short.stop_reason) == (3, StopReason.LENGTH)
-    [clamped] = Decoder(random_model.model, random_model.tokenizer, 20).complete(
+    [clamped] = opener(random_model.model, random_model.tokenizer, 20).complete(
         [request(prompts[3], max_tokens=100, temperature=1.0)]
     )
     assert (len(clamped.token_ids), clamped.stop_reason) == (3, StopReason.LENGTH)

@@ -1,0 +1,91 @@
+"""SIGINT and SIGTERM during training: stop soon, with nothing half done.
+
+The first signal ends what may be thrown away (rollouts) at once, as ``KeyboardInterrupt``, and
+waits for what may not (an update, a save). A second one waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """Holds signals back where asked to."""
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._held = False
+
+    @property
+    def insisted(self) -> bool:
+        """Whether a second signal has come, so that nothing may be waited for any more."""
+        return self._received > 1
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Answer signals until the block ends; outside the main thread they stay as they are."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Finish the block before a first signal takes effect.
+
+        Raises:
+            KeyboardInterrupt: one came meanwhile.
+        """
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._received:
+            raise KeyboardInterrupt
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine as ``asyncio.run`` does, and end all its tasks in order on a signal.
+
+        Raises:
+            KeyboardInterrupt: a signal came while it was not held back.
+        """
+        finished: list[T] = []
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_exception_handler(_report)
+            # Kept from leaving this task: the loop would stop a second time, while it is ending
+            # the tasks that the first time left.
+            with suppress(KeyboardInterrupt):
+                finished.append(await work)
+
+        asyncio.run(main())
+        if not finished:
+            raise KeyboardInterrupt
+        return finished[0]
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received += 1
+        if self.insisted or not self._held:
+            raise KeyboardInterrupt
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What a loop does about an exception nobody waits for, but for one that a signal raised."""
+    if not isinstance(context.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(context)

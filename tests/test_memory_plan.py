@@ -1,0 +1,284 @@
+"""Memory formulas against what tiny models really hold, and the plan of a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from searchrl.agents.search_r1 import SearchR1Options
+from searchrl.cli import machine
+from searchrl.errors import InputError
+from searchrl.memory_plan import Part, episode_tokens, memory_plan
+from searchrl.models.shape import Shape, read_shape, shape_of
+from searchrl.recipe import load_recipe
+from searchrl.training.batch import TokenBatch
+from searchrl.training.memory import activation_bytes, adamw_bytes, cache_bytes, head_bytes
+from searchrl.training.networks import Critic, token_logprobs
+from tests.command_line import refused, searchrl
+from tests.training_fixtures import episode
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+MODELS = {
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=24)),
+    "qwen3, tied": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, tie_word_embeddings=True)),
+    "qwen3, biased": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, attention_bias=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama, biased": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)
+    ),
+}
+
+
+def shape(model: PreTrainedModel) -> Shape:
+    return shape_of(model.config.to_dict(), "config.json")
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def kept_for_backward(model: PreTrainedModel, call: Any) -> int:
+    """Bytes that a forward pass keeps, weights aside."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            held[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = call()
+    assert result is not None
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_counted_exactly(name: str) -> None:
+    model = MODELS[name]()
+    assert shape(model).weights == count(model)
+    assert shape(model).trunk + SIZES["hidden_size"] == count(Critic(model))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
+def test_activations_are_what_is_kept_for_the_backward_pass(name: str, autocast: bool) -> None:
+    model, tokens = MODELS[name](), torch.zeros(4, 64, dtype=torch.long)
+
+    def call() -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return model.model(input_ids=tokens, use_cache=False).last_hidden_state
+
+    kept = kept_for_backward(model, call)
+    assert activation_bytes(shape(model), tokens.numel(), autocast) == pytest.approx(kept, rel=0.01)
+
+
+def test_the_head_needs_twice_what_it_keeps() -> None:
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES | {"vocab_size": 2000, "num_hidden_layers": 1}))
+    batch = TokenBatch.of([episode(n, 1.0, (("prompt", 4), ("model", 40))) for n in range(4)],
+                          model.device)  # fmt: skip
+    whole = kept_for_backward(model, lambda: token_logprobs(model, batch, 0.7))
+    trunk = kept_for_backward(
+        model, lambda: model.model(input_ids=batch.tokens_BT, use_cache=False).last_hidden_state
+    )
+    assert whole - trunk <= head_bytes(shape(model), 160) <= 2.2 * (whole - trunk)
+
+
+def test_a_cache_is_as_large_as_its_keys_and_values() -> None:
+    model, cache = MODELS["qwen3"](), DynamicCache()
+    with torch.no_grad():
+        model.model(input_ids=torch.zeros(3, 17, dtype=torch.long), past_key_values=cache)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert cache_bytes(shape(model), 3 * 17, 4) == held
+
+
+def test_the_optimizer_holds_two_moments() -> None:
+    model = MODELS["qwen3, tied"]()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    moments = [s[k].nbytes for s in optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
+    assert adamw_bytes(shape(model).weights) == sum(moments)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; memory is known for qwen2, qwen3"),
+        ({"hidden_size": None}, "hidden_size is None; expected a positive integer"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers is '4'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        shape_of({"model_type": "llama", **SIZES} | change, "config.json")
+
+
+def test_a_shape_is_read_from_a_shipped_model_or_a_directory(tmp_path: Path) -> None:
+    assert read_shape("tiny-searcher").hidden == 192
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **SIZES}))
+    assert read_shape(str(tmp_path)).vocabulary == 60
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not a readable model configuration"):
+        read_shape(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="not a readable model configuration"):
+        read_shape(str(tmp_path))
+
+
+def test_a_model_that_only_a_hub_has_is_one_line_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*_: Any) -> None:
+        raise OSError("no\nroute")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(InputError, match=r"'some/model': .*\(no route\); name a directory"):
+        read_shape("some/model")
+
+
+def plan(name: str, *overrides: str) -> dict[str, Part]:
+    return {part.name: part for part in memory_plan(load_recipe(name, overrides))}
+
+
+def test_a_plan_has_the_parts_that_its_algorithm_needs() -> None:
+    grpo, ppo = plan("tiny-grpo"), plan("tiny-ppo")
+    assert ppo.keys() - grpo.keys() == {"critic, weights", "reference, weights"}
+    weights = ppo["searcher, weights"].bytes
+    critic = ppo["critic, weights"].bytes
+    assert weights == 4 * read_shape("tiny-searcher").weights
+    assert critic == 4 * (read_shape("tiny-searcher").trunk + 192)
+    assert ppo["gradients"].bytes == weights + critic
+    assert ppo["optimizer"].bytes == 2 * (weights + critic)
+    assert grpo["gradients"].bytes == weights
+    assert grpo["index"] == Part("index", "cpu", None, "not built yet")
+
+
+def test_a_plan_follows_its_recipe(tmp_path: Path) -> None:
+    base = plan("tiny-grpo")
+
+    def part(name: str, *overrides: str) -> int:
+        found = plan("tiny-grpo", *overrides)[name].bytes
+        assert found is not None
+        return found
+
+    def before(name: str) -> int:
+        found = base[name].bytes
+        assert found is not None
+        return found
+
+    half = ("generator.dtype=bfloat16",)
+    assert part("generator, weights", *half) == before("generator, weights") // 2
+    smaller = part("activations", "learning.tokens_per_micro_batch=4096")
+    assert smaller == pytest.approx(before("activations") / 4, rel=0.01)
+    fewer = part("searcher, key-value cache", "rollout.questions_per_step=8")
+    assert fewer == before("searcher, key-value cache") / 2
+    served = plan("tiny-grpo", 'generator={kind="http", url="http://h/v1", model="m"}')
+    assert not [name for name in served if name.startswith("generator")]
+    judge = plan("tiny-grpo", "judge.model=tiny-generator")["judge, weights"]
+    assert judge.bytes == before("generator, weights")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "postings").write_bytes(b"x" * 77)
+    files = f'data.train={{kind="files", corpus="c", questions="q", index="{tmp_path}/index"}}'
+    assert part("index", files) == 77
+
+
+def test_a_micro_batch_holds_an_episode_at_least_and_a_step_at_most() -> None:
+    tiny = plan("tiny-grpo", "learning.tokens_per_micro_batch=1")["activations"]
+    assert tiny.note == "a micro-batch of 1,292 tokens"
+    huge = plan("tiny-grpo", "learning.tokens_per_micro_batch=1000000000")["activations"]
+    assert huge.note == f"a micro-batch of {128 * 1292:,} tokens"
+
+
+def test_an_episode_is_no_longer_than_its_budgets_and_its_model_allow() -> None:
+    options = SearchR1Options(kind="search_r1")
+    assert episode_tokens(options, 32_768) == (4596, 2500)
+    assert episode_tokens(options, 1000) == (1000, 1000)
+
+
+class TestCommand:
+    def free(self, monkeypatch: pytest.MonkeyPatch, amount: int | None) -> None:
+        monkeypatch.setattr(machine, "free_memory", lambda device: amount)
+
+    def test_what_fits_ends_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free(monkeypatch, 64 << 30)
+        outcome = searchrl("doctor", "--recipe", "tiny-ppo")
+        assert outcome.code == 0
+        lines = outcome.stdout.splitlines()
+        assert lines[0].split() == ["searcher,", "weights", "cpu", "7.4", "MiB", "1,944,128",
+                                    "weights"]  # fmt: skip
+        assert lines[-1].startswith("cpu: needs 2.")
+        assert lines[-1].endswith(", 64.0 GiB are free; fits")
+
+    def test_what_does_not_fit_ends_with_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free(monkeypatch, 1 << 30)
+        outcome = searchrl("doctor", "--recipe", "tiny-ppo", "--json")
+        assert outcome.code == 1
+        assert outcome.json["fits"] is False
+        [device] = outcome.json["devices"]
+        assert (device["device"], device["free_bytes"]) == ("cpu", 1 << 30)
+        total = sum(part["bytes"] or 0 for part in outcome.json["parts"])
+        assert device["needed_bytes"] == total > 1 << 30
+
+    def test_a_device_that_is_not_there_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free(monkeypatch, None)
+        outcome = searchrl("doctor", "--recipe", "tiny-ppo", "--set", "searcher.device=cuda:7")
+        assert outcome.code == 1
+        assert "cuda:7: needs " in outcome.stdout
+        assert "this machine has no such device" in outcome.stdout
+
+    def test_a_served_searcher_is_refused(self) -> None:
+        served = 'searcher={kind="http", url="http://h", model="m", tokenizer="t"}'
+        assert "not trained here" in refused("doctor", "--recipe", "tiny-grpo", "--set", served)
+
+
+class TestFreeMemory:
+    def test_a_container_s_limit_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(machine, "_CONTROL_GROUP", tmp_path)
+        whole = machine.free_memory("cpu")
+        assert whole is not None
+        assert whole > 0
+        (tmp_path / "memory.max").write_text("max\n")
+        assert machine._container_memory() > whole
+        (tmp_path / "memory.max").write_text("5000\n")
+        (tmp_path / "memory.current").write_text("2000\n")
+        assert machine.free_memory("cpu") == 3000
+        (tmp_path / "memory.current").write_text("9000\n")
+        assert machine.free_memory("cpu") == 0
+
+    def test_the_system_is_asked_where_there_is_no_proc(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(machine, "_MEMORY", tmp_path / "absent")
+        assert machine._system_memory() > 1 << 20
+
+    @pytest.mark.parametrize("device", ["cuda:99", "meta", "no such thing"])
+    def test_a_device_that_is_not_there_has_none(self, device: str) -> None:
+        assert machine.free_memory(device) is None
