@@ -19,6 +19,7 @@ from searchrl.distributed.plugin_check import check_worker
 from searchrl.distributed.schedule import read_schedule, write_schedule
 from searchrl.distributed.translation import (
     FOR_OTHER_COMMANDS,
+    NOT_WATCHED,
     READ_IN_PLACE,
     TRANSLATED,
     Place,
@@ -40,7 +41,7 @@ def settings(base: str = "tiny-ppo", *overrides: str) -> Settings:
 
 
 def test_every_section_has_its_place() -> None:
-    places = TRANSLATED | READ_IN_PLACE | FOR_OTHER_COMMANDS
+    places = TRANSLATED | READ_IN_PLACE | NOT_WATCHED | FOR_OTHER_COMMANDS
     assert places == set(Recipe.model_fields)
     assert not FOR_OTHER_COMMANDS & (TRANSLATED | READ_IN_PLACE)
 
@@ -73,8 +74,16 @@ OTHER: dict[str, Any] = {
     "learning.epochs": 2,
     "learning.mini_batches": 2,
     "learning.max_grad_norm": 0.5,
-    "learning.tokens_per_micro_batch": 8192,
+    "learning.tokens_per_micro_batch": 4096,
     "learning.autocast": True,
+    "learning.final_rate": 0.5,
+    "learning.loss_average": "episode",
+    "learning.mask_truncated": True,
+    "learning.importance_cap": 3.0,
+    "learning.kl_target": 0.1,
+    "rollout.refill_rounds": 2,
+    "tracking.services": ["tensorboard"],
+    "tracking.project": "other",
     "rollout.questions_per_step": 8,
     "rollout.group_size": 4,
     "rollout.temperature": 0.5,
@@ -94,7 +103,8 @@ OTHER: dict[str, Any] = {
     "verl.settings": {"trainer.balance_batch": False},
 }
 LAUNCHER = {"verl.restarts"}
-WORKERS = {"run.keep_episodes"}
+WORKERS = {"run.keep_episodes", "searcher.thinking"}
+ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon"}
 
 
 def _keys(section: str) -> Iterator[str]:
@@ -111,18 +121,28 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def test_the_list_of_keys_is_whole() -> None:
     expected = {f"searcher.{name}" for name in LocalSearcher.model_fields} | {"name", "seed"}
-    for section in ("learning", "rollout", "run", "verl"):
+    for section in ("learning", "rollout", "run", "verl", "tracking"):
         expected |= set(_keys(section))
-    assert OTHER.keys() | LAUNCHER | WORKERS == expected
+    assert OTHER.keys() | LAUNCHER | WORKERS | ONLY_WITH_REFUSED == expected
 
 
-REFUSED = {"searcher.kind", "searcher.dtype", "learning.whiten_advantages"}
+REFUSED = {
+    "searcher.kind",
+    "searcher.dtype",
+    "learning.whiten_advantages",
+    "learning.final_rate",
+    "learning.loss_average",
+    "learning.mask_truncated",
+    "learning.kl_target",
+    "rollout.refill_rounds",
+}
+OF_GRPO = {"learning.scale_by_deviation", "rollout.refill_rounds"}
 TWO_GPUS = "verl.gpus_per_node=2"
 
 
 @pytest.mark.parametrize("key", OTHER)
 def test_a_key_changes_a_setting_or_is_refused_by_name(key: str) -> None:
-    base = load_recipe("tiny-ppo", [TWO_GPUS, "verl.nodes=1"])
+    base = load_recipe("tiny-grpo" if key in OF_GRPO else "tiny-ppo", [TWO_GPUS])
     values = base.model_dump(mode="json")
     *sections, name = key.split(".")
     (values[sections[0]] if sections else values)[name] = OTHER[key]

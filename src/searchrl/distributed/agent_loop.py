@@ -48,6 +48,7 @@ class SearchLoop(AgentLoopBase):  # type: ignore[misc]
             self._max_length(),
             uuid4().hex,
             {name: v for name, v in sampling_params.items() if name not in _DECIDED_HERE},
+            services.thinking,
         )
         temperature = float(sampling_params["temperature"])
         episode = await services.attempt(question, policy, step, sample, temperature)

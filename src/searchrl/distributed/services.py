@@ -46,6 +46,11 @@ class Services:
         self._retriever = GatheringRetriever(experiment.train.retriever)
         self._reward = experiment.reward()
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the policy may use a think mode of its own."""
+        return self._experiment.local_searcher.thinking
+
     async def attempt(
         self, question: Question, policy: LanguageModel, step: int, sample: int, temperature: float
     ) -> Episode:

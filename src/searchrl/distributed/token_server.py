@@ -65,6 +65,7 @@ class ServedPolicy(LanguageModel):
         max_length: longest prompt plus completion.
         request_id: keeps the episode's requests on one server.
         defaults: sampling parameters that verl sets for the run, top-p and top-k among them.
+        thinking: whether it may use a think mode of its own.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class ServedPolicy(LanguageModel):
         max_length: int,
         request_id: str,
         defaults: Mapping[str, Any],
+        thinking: bool = True,
     ) -> None:
         self._servers = servers
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._request_id = request_id
         self._defaults = defaults
+        self._thinking = thinking
         self._versions: list[int] = []
 
     @property
@@ -96,7 +99,7 @@ class ServedPolicy(LanguageModel):
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat in the policy's own template, up to where the assistant speaks."""
-        return render_chat(self._tokenizer, messages)
+        return render_chat(self._tokenizer, messages, self._thinking)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""

@@ -28,6 +28,8 @@ Settings = dict[str, JsonValue]
 LOOP = "searchrl"
 """The name that the plugin registers its agent loop under."""
 MANAGER = "searchrl.distributed.manager.SearchLoopManager"
+_NO_CAP = 2.0
+"""verl's default, which nothing reads while there is no correction."""
 _CLIPPED_ALREADY = 1e9
 """verl's third clip, above any ratio it computes (it keeps them below e^20)."""
 
@@ -41,6 +43,7 @@ TRANSLATED = frozenset(
         "run",
         "verl",
         "agent",
+        "tracking",
     }
 )
 """Sections that become settings of verl; ``agent`` for its lengths, and it is read again."""
@@ -48,6 +51,8 @@ READ_IN_PLACE = frozenset(
     {"agent", "data", "retriever", "rerank", "generator", "judge", "reward", "run"}
 )
 """Sections that the agent loop reads from the run's ``config.json`` itself."""
+NOT_WATCHED = frozenset({"guards"})
+"""Sections of the in-process trainer that nothing heeds here."""
 FOR_OTHER_COMMANDS = frozenset({"supervised", "evaluation", "ircot", "search_o1"})
 """Sections that training does not read, here or in process."""
 
@@ -83,6 +88,7 @@ def translate(recipe: Recipe, place: Place) -> Settings:
     """
     searcher = _trainable(recipe)
     lengths = episode_lengths(recipe.agent).within(_context(searcher))
+    _check_learning(recipe)
     _check_places(recipe)
     _check_numbers(recipe, lengths)
     settings = {
@@ -250,6 +256,7 @@ def _rollout(recipe: Recipe, lengths: Lengths) -> Settings:
 def _algorithm(recipe: Recipe) -> Settings:
     learning = recipe.learning
     in_reward = learning.kl_coefficient > 0 and learning.kl_placement == "reward"
+    cap = learning.importance_cap
     return {
         "algorithm.adv_estimator": "gae" if learning.algorithm == "ppo" else "grpo",
         "algorithm.gamma": learning.gamma,
@@ -258,6 +265,8 @@ def _algorithm(recipe: Recipe) -> Settings:
         "algorithm.use_kl_in_reward": in_reward,
         "algorithm.kl_penalty": learning.kl_estimator,
         "algorithm.kl_ctrl.kl_coef": learning.kl_coefficient,
+        "algorithm.rollout_correction.rollout_is": None if cap is None else "token",
+        "algorithm.rollout_correction.rollout_is_threshold": cap or _NO_CAP,
     }
 
 
@@ -267,9 +276,9 @@ def _trainer(recipe: Recipe, searcher: LocalSearcher, place: Place) -> Settings:
     variables = "ray_kwargs.ray_init.runtime_env.env_vars"
     return {
         "hydra.run.dir": str(place.run / "logs" / "hydra"),
-        "trainer.project_name": "searchrl",
+        "trainer.project_name": recipe.tracking.project,
         "trainer.experiment_name": recipe.name,
-        "trainer.logger": ["console", "file"],
+        "trainer.logger": ["console", "file", *recipe.tracking.services],
         "trainer.nnodes": cluster.nodes,
         "trainer.n_gpus_per_node": cluster.gpus_per_node,
         "trainer.device": searcher.device.partition(":")[0],
@@ -286,21 +295,40 @@ def _trainer(recipe: Recipe, searcher: LocalSearcher, place: Place) -> Settings:
         f"{sampler}.custom_sampler.path": "pkg://searchrl.distributed.sampler",
         f"{sampler}.custom_sampler.name": "EpisodeSampler",
         f"{sampler}.sampler_kwargs.group_size": recipe.rollout.group_size,
-        f"{sampler}.sampler_kwargs.smallest_group": 2 if recipe.learning.algorithm == "grpo" else 1,
+        f"{sampler}.sampler_kwargs.smallest_group": 2 if recipe.learning.compares_groups else 1,
         f"{sampler}.sampler_kwargs.max_failed": recipe.rollout.max_failed,
         f"{sampler}.sampler_kwargs.stall_seconds": cluster.stall_seconds,
         f"{variables}.VERL_FILE_LOGGER_PATH": str(place.metrics),
     }
 
 
+def _check_learning(recipe: Recipe) -> None:
+    """What verl computes otherwise, or what its equality with ours is not shown of."""
+    learning = recipe.learning
+    refused = {
+        "learning.algorithm": learning.algorithm not in ("ppo", "grpo"),
+        "learning.whiten_advantages": (
+            learning.algorithm == "ppo" and not learning.whiten_advantages
+        ),
+        "learning.final_rate": learning.final_rate != 1,
+        "learning.loss_average": learning.loss_average != "token",
+        "learning.mask_truncated": learning.mask_truncated,
+        "learning.kl_target": learning.kl_target is not None,
+        "rollout.refill_rounds": recipe.rollout.refill_rounds > 0,
+    }
+    for key, is_refused in refused.items():
+        if is_refused:
+            section, _, name = key.partition(".")
+            value = json.dumps(getattr(getattr(recipe, section), name))
+            raise InputError(
+                f"{key} = {value} is not translated for verl; leave the key out, or train without "
+                "--backend verl"
+            )
+
+
 def _check_numbers(recipe: Recipe, lengths: Lengths) -> None:
     learning, cluster = recipe.learning, recipe.verl
     questions, gpus = recipe.rollout.questions_per_step, cluster.nodes * cluster.gpus_per_node
-    if learning.algorithm == "ppo" and not learning.whiten_advantages:
-        raise InputError(
-            "learning.whiten_advantages = false: verl's PPO always whitens; "
-            "leave the key out, or train without --backend verl"
-        )
     if questions % learning.mini_batches:
         raise InputError(
             f"learning.mini_batches = {learning.mini_batches}: verl cuts a step by its questions; "

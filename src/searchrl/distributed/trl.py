@@ -43,6 +43,7 @@ class SearchRollout:
 
     def __init__(self, experiment: Experiment) -> None:
         self._recipe = experiment.recipe
+        self._thinking = experiment.local_searcher.thinking
         self._retriever = experiment.train.retriever
         self._reward = experiment.reward()
         questions = asyncio.run(training_questions(experiment))
@@ -63,7 +64,7 @@ class SearchRollout:
             InputError: a prompt is none of the training questions.
         """
         model = trainer.accelerator.unwrap_model(trainer.model)
-        policy = LocalModel(model, trainer.processing_class)
+        policy = LocalModel(model, trainer.processing_class, self._thinking)
         episodes = asyncio.run(self._attempt(prompts, policy, trainer))
         rows = [_row(episode, policy) for episode in episodes]
         return {
