@@ -38,7 +38,7 @@ Floats = npt.NDArray[np.float64]
 NUMBERS = st.floats(-5, 5, allow_nan=False)
 REWARDS = st.lists(NUMBERS, min_size=2, max_size=9)
 BATCHES = st.lists(st.lists(NUMBERS, min_size=2, max_size=4), min_size=1, max_size=4)
-FEW = settings(max_examples=15)
+FEW = settings(max_examples=10)
 GROUPED = ("grpo", "rloo", "reinforce_plus_plus_baseline")
 ALGORITHMS = (*GROUPED, "reinforce_plus_plus", "ppo")
 

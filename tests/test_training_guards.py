@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchrl.errors import UnstableError
@@ -103,6 +103,7 @@ def test_thresholds_are_the_options() -> None:
     assert levels(rows, patience=4) == {"mismatch": Level.WARNING}
 
 
+@settings(max_examples=20)
 @given(
     st.lists(
         st.dictionaries(st.sampled_from(sorted(FINE)), st.none() | st.floats(), max_size=8),
@@ -124,6 +125,7 @@ def spoil(learner: Learner) -> None:
     learner.searcher.model.norm.weight.register_hook(lambda gradient: gradient * float("inf"))
 
 
+@pytest.mark.pipeline
 def test_a_run_whose_gradients_are_not_finite_stops_after_three_and_keeps_its_weights(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
