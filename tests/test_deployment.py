@@ -157,7 +157,7 @@ RECORDER = """\
 #!/bin/sh
 [ "$1" != train ] || mkdir -p "$4"
 for argument; do printf '%s\\n' "$argument"; done >> "$RECORD"
-echo end >> "$RECORD"
+echo ---- >> "$RECORD"
 """
 
 
@@ -177,7 +177,7 @@ def handed_on(
         env={"PATH": path, "RECORD": str(record), **settings},
         capture_output=True, timeout=20, check=True,
     )  # fmt: skip
-    return [line.splitlines() for line in record.read_text().split("end\n")[:-1]]
+    return [line.splitlines() for line in record.read_text().split("----\n")[:-1]]
 
 
 def trained(guide: Path, settings: Mapping[str, str], *flags: str) -> tuple[list[str], Recipe]:
@@ -250,7 +250,12 @@ def test_several_gpus_are_handed_on_with_a_note(guide: Path) -> None:
     settings = {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "2,3"}
     handed_on(guide, "train_qwen3_0.6b.sh", settings)
     log = (guide / "logs" / "training.log").read_text()
-    assert "uses the first device of CUDA_VISIBLE_DEVICES=2,3\n" in log
+    assert (
+        log == "note: without --backend verl, training uses the first of CUDA_VISIBLE_DEVICES=2,3\n"
+    )
+    [line] = handed_on(guide, "train_qwen3_0.6b.sh", settings, "--backend", "verl")
+    assert line[-2:] == ["--backend", "verl"]
+    assert (guide / "logs" / "training.log").read_text() == log
 
 
 def test_the_scripts_help_is_their_head() -> None:

@@ -40,9 +40,11 @@ fi
 
 run="checkpoints/$RUN_NAME"
 start_log logs/training.log
-if [[ ${CUDA_VISIBLE_DEVICES:-} == *,* && $MODEL != tiny ]]; then
-  echo "note: training is one process and uses the first device of CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
+if [[ ${CUDA_VISIBLE_DEVICES:-} == *,* && $MODEL != tiny && " ${REST[*]} " != *" --backend verl "* ]]; then
+  echo "note: without --backend verl, training uses the first of CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"
 fi
 supervise "$SEARCHRL" train "$recipe" --out "$run" "${sets[@]}" "${REST[@]}"
-ln -sfn checkpoints/final "$run/final"
-echo "ask it: python3 infer.py --model_path $run/final --prompt \"...\""
+if [[ -d $run/checkpoints/final ]]; then
+  ln -sfn checkpoints/final "$run/final"
+  echo "ask it: python3 infer.py --model_path $run/final --prompt \"...\""
+fi
