@@ -21,6 +21,7 @@ from searchrl.evaluation.comparison import check_evaluation
 from searchrl.experiment import Experiment
 from searchrl.recipe import Recipe, load_recipe
 from searchrl.retrieval.bm25 import Bm25Retriever
+from searchrl.retrieval.web.options import WebOptions
 from searchrl.rewards.custom import load_function
 from tests.command_line import free_port
 
@@ -95,12 +96,16 @@ def test_a_script_is_one_that_bash_reads(name: str) -> None:
         ("train_qwen3_0.6b.sh", TINY | {"TRAIN_DATA": "no"}, "TRAIN_DATA=no: no such file"),
         ("train_qwen3_0.6b.sh", TINY | {"TEST_DATA": "no"}, "TEST_DATA=no: no such file"),
         ("run.sh", TINY | {"CORPUS": "it's.jsonl"}, "apostrophe cannot be handed on"),
-        ("run.sh --retriever elastic", TINY, "expected bm25, dense, hybrid, web or the URL"),
+        (
+            "run.sh --retriever elastic",
+            TINY,
+            "expected bm25, dense, hybrid, web:SERVICE or the URL",
+        ),
         ("run.sh --retriever dense", TINY, "--retriever dense: name its --encoder"),
         ("run.sh --retriever", TINY, "--retriever wants a value; see run.sh --help"),
         ("run.sh --algorithm dpo", TINY, "--algorithm dpo: expected grpo or ppo"),
         ("run.sh", TINY | {"PORT": "http"}, "PORT=http: expected a number"),
-        ("start_retriever.sh --retriever web", {}, "needs no server here: give it to run.sh"),
+        ("start_retriever.sh --retriever web:brave", {}, "needs no server here: give it to run.sh"),
         ("install.sh --fast", {}, "--fast: no such flag; see install.sh --help"),
         ("install.sh --active", {}, "--active: no environment is active"),
         ("install.sh", {}, "not the SearchRL repository"),
@@ -214,10 +219,13 @@ def test_training_is_handed_every_flag(guide: Path) -> None:
 
 
 def test_web_search_is_handed_on(guide: Path) -> None:
-    with pytest.raises(InputError, match="'web' is none of"):
-        trained(guide, {}, "--retriever", "web")
-    [line] = handed_on(guide, "train_qwen3_0.6b.sh", TINY, "--retriever", "web")
-    assert "retriever={kind='web'}" in line
+    _, recipe = trained(
+        guide, {}, "--retriever", "web:searxng", "--set", "retriever.url=http://h:1"
+    )
+    assert isinstance(recipe.retriever, WebOptions)
+    assert (recipe.retriever.provider, recipe.retriever.url) == ("searxng", "http://h:1")
+    with pytest.raises(InputError, match="retriever.provider: Input should be 'serpapi'"):
+        trained(guide, {}, "--retriever", "web:elsewhere")
 
 
 def test_the_tiny_recipe_reads_the_guides_data(guide: Path) -> None:

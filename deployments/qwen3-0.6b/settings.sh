@@ -55,8 +55,8 @@ read_flags() {
     esac
   done
   case "$RETRIEVER" in
-    bm25 | dense | hybrid | web | http://* | https://*) ;;
-    *) die "--retriever $RETRIEVER: expected bm25, dense, hybrid, web or the URL of a server" ;;
+    bm25 | dense | hybrid | web:?* | http://* | https://*) ;;
+    *) die "--retriever $RETRIEVER: expected bm25, dense, hybrid, web:SERVICE or the URL of a server" ;;
   esac
   case "$RETRIEVER" in
     dense | hybrid) [[ -n $ENCODER ]] || die "--retriever $RETRIEVER: name its --encoder" ;;

@@ -6,7 +6,7 @@
 #   ./train_qwen3_0.6b.sh --set learning.learning_rate=1e-6 --set run.steps=500
 #   ./train_qwen3_0.6b.sh --resume                          go on from the last checkpoint
 #   ./train_qwen3_0.6b.sh --rerank cross-encoder/ms-marco-MiniLM-L12-v2
-#   ./train_qwen3_0.6b.sh --retriever web                   or the URL of another server of /retrieve
+#   ./train_qwen3_0.6b.sh --retriever web:brave             or the URL of another server of /retrieve
 #
 # Other flags: searchrl train --help. Settings: MODEL (or BASE_MODEL), a directory, a name on the hub, or
 # tiny; DEVICE, CORPUS, TRAIN_DATA, TEST_DATA, PORT, RUN_NAME, CUDA_VISIBLE_DEVICES.
@@ -25,7 +25,7 @@ sets=(
 )
 case "$RETRIEVER" in
   bm25 | dense | hybrid) sets+=(--set "retriever={kind='http', url='http://127.0.0.1:$PORT/retrieve'}") ;;
-  web) sets+=(--set "retriever={kind='web'}") ;;
+  web:*) sets+=(--set "retriever={kind='web', provider='${RETRIEVER#web:}'}") ;;
   *) sets+=(--set "retriever={kind='http', url='$RETRIEVER'}") ;;
 esac
 [[ -z $RERANK ]] || sets+=(--set "rerank.model=$RERANK")
