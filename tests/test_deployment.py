@@ -224,7 +224,7 @@ def test_web_search_is_handed_on(guide: Path) -> None:
     )
     assert isinstance(recipe.retriever, WebOptions)
     assert (recipe.retriever.provider, recipe.retriever.url) == ("searxng", "http://h:1")
-    with pytest.raises(InputError, match="retriever.provider: Input should be 'serpapi'"):
+    with pytest.raises(InputError, match=r"retriever\.provider: Input should be 'serpapi'"):
         trained(guide, {}, "--retriever", "web:elsewhere")
 
 
