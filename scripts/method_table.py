@@ -106,7 +106,7 @@ class Part:
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run what is missing, then the evaluation, which prints the table."""
     parser = _parser()
     options = parser.parse_args()
     pin(options, parser)
@@ -115,7 +115,6 @@ def main() -> None:
         for wave in range(1 + max(part.wave for part in parts)):
             list(pool.map(run, [part for part in parts if part.wave == wave]))
     _call(evaluation(options, searchers))
-    print((options.out / "table" / "results.md").read_text(encoding="utf-8"))
 
 
 def pin(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
