@@ -108,7 +108,7 @@ def services(folder: Path) -> Iterator[tuple[Served, Served, Recipe]]:
     for key in ("device", "dtype"):
         values["generator"].pop(key)
     values["verl"]["restarts"] = 2
-    values["verl"]["stall_seconds"] = 120
+    values["verl"]["stall_seconds"] = 45
     with ExitStack() as stack:
         for server in (retriever, generator):
             stack.callback(server.kill)
