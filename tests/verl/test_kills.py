@@ -105,7 +105,7 @@ def services(folder: Path) -> Iterator[tuple[Served, Served, Recipe]]:
         "tokenizer": "tiny-generator",
         "max_length": 2048,
     }
-    for key in ("device", "dtype"):
+    for key in ("device", "dtype", "thinking"):
         values["generator"].pop(key)
     values["verl"]["restarts"] = 2
     values["verl"]["stall_seconds"] = 45
