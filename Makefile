@@ -1,6 +1,6 @@
 # make demo   trains a search agent on this machine and writes runs/demo/report.html
 # make test   formatting, types, unit tests, then the end-to-end pipeline tests
-# make test-trainers   the tests against verl and TRL, in .venv-trainers: verl wants older libraries
+# make test-verl, make test-trl   the tests against verl and TRL, each in an environment of its own
 # The first two create .venv and install what they need; nothing but Python >= 3.11 and make has to be there.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ OUT ?= runs/demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint unit pipeline test-trainers clean
+.PHONY: demo test lint unit pipeline test-verl test-trl clean
 
 demo: .venv/searchrl
 	rm -rf $(OUT)
@@ -28,14 +28,17 @@ unit: .venv/searchrl-dev
 pipeline: .venv/searchrl-dev
 	$(BIN)/python -m pytest -q -m pipeline
 
-test-trainers: .venv-trainers/ready
-	.venv-trainers/bin/python -m pytest -q -p no:asyncio -W ignore tests/verl tests/trl
+test-verl: .venv-verl/ready
+	.venv-verl/bin/python -m pytest -q -p no:asyncio -W ignore tests/verl
 
-.venv-trainers/ready: pyproject.toml
-	test -x .venv-trainers/bin/python || $(PYTHON) -m venv .venv-trainers
-	.venv-trainers/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-trainers/bin/python -m pip install --quiet --disable-pip-version-check \
-	    --editable '.[torch,serve,verl,trl]' verl==0.9.1 trl==1.16.0 pytest pytest-timeout hypothesis
+test-trl: .venv-trl/ready
+	.venv-trl/bin/python -m pytest -q -W ignore tests/trl
+
+.venv-verl/ready .venv-trl/ready: .venv-%/ready: pyproject.toml
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --editable '.[torch,serve,$*]' pytest pytest-timeout hypothesis
 	touch $@
 
 # torch first and by its exact version: asked for as a dependency it may resolve to a CUDA build.
@@ -54,4 +57,4 @@ test-trainers: .venv-trainers/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-trainers build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-verl .venv-trl build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,1 +1,1 @@
-"""Tests against TRL itself; they run in an environment of their own: ``make test-trainers``."""
+"""Tests against TRL itself; they run in an environment of their own: ``make test-trl``."""

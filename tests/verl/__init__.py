@@ -1,1 +1,1 @@
-"""Tests against verl itself; they run in an environment of their own: ``make test-trainers``."""
+"""Tests against verl itself; they run in an environment of their own: ``make test-verl``."""

@@ -105,10 +105,10 @@ def services(folder: Path) -> Iterator[tuple[Served, Served, Recipe]]:
         "tokenizer": "tiny-generator",
         "max_length": 2048,
     }
-    for key in ("device", "dtype"):
+    for key in ("device", "dtype", "thinking"):
         values["generator"].pop(key)
     values["verl"]["restarts"] = 2
-    values["verl"]["stall_seconds"] = 120
+    values["verl"]["stall_seconds"] = 45
     with ExitStack() as stack:
         for server in (retriever, generator):
             stack.callback(server.kill)
@@ -116,15 +116,15 @@ def services(folder: Path) -> Iterator[tuple[Served, Served, Recipe]]:
         yield retriever, generator, Recipe.model_validate(values)
 
 
-def processes(name: str) -> list[int]:
-    """Ray's workers of one kind, by the title that Ray gives them."""
+def workers_of(run: Path, name: str) -> list[int]:
+    """The run's Ray workers of one kind, by the title that Ray gives them."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            title = (entry / "cmdline").read_bytes().decode(errors="replace")
+            title, variables = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:
             continue
-        if entry.name.isdigit() and title.startswith(f"ray::{name}"):
+        if title.startswith(f"ray::{name}".encode()) and str(run).encode() in variables:
             found.append(int(entry.name))
     return found
 
@@ -142,7 +142,7 @@ def test_kills_are_survived(tmp_path: Path) -> None:
                 generator.kill()
                 generator.start()
             elif step == 3 and len(list((out / "logs").glob("verl-*.log"))) == 1:
-                [worker] = processes("AgentLoopWorker")[:1]
+                [worker] = workers_of(out, "AgentLoopWorker")
                 os.kill(worker, signal.SIGKILL)
 
         train_on_verl(Experiment(made, out), RunDirectory(out), on_step=hurt)
