@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from scripts.tiny_models.tokenizer import train_tokenizer
@@ -13,6 +14,9 @@ from searchrl.data.synthwiki import World
 from searchrl.models.local import LocalModel
 
 torch.set_num_threads(1)
+# No deadline: on a busy machine an example's wall time says nothing.
+settings.register_profile("unit", max_examples=50, deadline=None)
+settings.load_profile("unit")
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +24,9 @@ def _one_thread() -> Iterator[None]:
     """Undo what a command did that took all free cores: sums depend on the number of threads."""
     yield
     torch.set_num_threads(1)
+# No deadline: on a busy machine an example's wall time says nothing.
+settings.register_profile("unit", max_examples=50, deadline=None)
+settings.load_profile("unit")
 
 
 _PROTOCOL = (

