@@ -121,7 +121,8 @@ def step_cost(experiment: Experiment, recipe: Recipe, variant: Variant) -> Cost:
         if not variant.packed_update:
             stack.enter_context(mock.patch.object(networks, "packs", return_value=False))
         searcher = experiment.trainable()
-        learner = Learner(searcher.model, recipe.learning, recipe.rollout.temperature)
+        reference = experiment.searcher().model
+        learner = Learner(searcher.model, recipe.learning, recipe.rollout.temperature, reference)
         started = time.process_time()
         rollout = asyncio.run(_collect(experiment, recipe, searcher))
         collected = time.process_time()
