@@ -37,7 +37,8 @@ class LearningOptions(Options):
     critic_warmup_steps: NonNegativeInt = 0
     """Steps over which the critic's rate rises linearly."""
     final_rate: float = Field(1.0, ge=0, le=1)
-    """Share of both rates that is left at the end; they fall to it linearly after the warm-up."""
+    """Share of both rates that is left at the last of ``run.steps``; they fall to it linearly after
+    the warm-up, so below 1 a run that is made longer is another run."""
     weight_decay: NonNegativeFloat = 0.01
     """AdamW's, for both."""
     clip_low: PositiveFloat = 0.2
