@@ -24,6 +24,8 @@ def _one_thread() -> Iterator[None]:
     """Undo what a command did that took all free cores: sums depend on the number of threads."""
     yield
     torch.set_num_threads(1)
+
+
 # No deadline: on a busy machine an example's wall time says nothing.
 settings.register_profile("unit", max_examples=50, deadline=None)
 settings.load_profile("unit")

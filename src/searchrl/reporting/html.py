@@ -39,7 +39,7 @@ _FIRST_CURVES = (
     *("reward", "accuracy", "all_gold", "gold", "search", "kl", "entropy"),
     *("response", "token", "clip", "loss", "grad"),
 )
-"""Metrics whose name holds one of these words come first, in this order."""
+"""Metrics whose name holds one of these words come first, in this order; guards come last."""
 _OPEN_CURVES = 9
 """Curves beyond these are folded away."""
 _ABBREVIATIONS = frozenset({"kl", "rag", "em", "f1", "gbr"})
@@ -188,6 +188,8 @@ def _is_number(value: Any) -> bool:
 
 def _curve_order(name: str) -> tuple[int, str]:
     lowered = name.lower()
+    if lowered.startswith("guards/"):
+        return len(_FIRST_CURVES) + 1, lowered
     places = (at for at, word in enumerate(_FIRST_CURVES) if word in lowered)
     return next(places, len(_FIRST_CURVES)), lowered
 
