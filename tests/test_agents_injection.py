@@ -37,6 +37,8 @@ from searchrl.rewards.protocol import RewardFunction
 from searchrl.rewards.search_r1_format import SearchR1FormatReward
 from tests.fakes import ListRetriever, ScriptedModel
 
+pytestmark = pytest.mark.pipeline
+
 Tokenizer = PreTrainedTokenizerFast
 MARKERS = ("begin_search_query", "end_search_query", "begin_search_result", "end_search_result")
 TAG = re.compile(

@@ -12,6 +12,8 @@ from searchrl.models.local import LocalModel
 from tests.command_line import good, refused
 from tests.training_fixtures import save_model, search_r1_recipe
 
+pytestmark = pytest.mark.pipeline
+
 ONE_THREAD = ("--threads", "1")
 
 

@@ -23,6 +23,8 @@ from tests.command_line import (
     write_recipe,
 )
 
+pytestmark = pytest.mark.pipeline
+
 ONE_THREAD = ("--threads", "1")
 
 

@@ -193,8 +193,8 @@ def test_an_entity_outside_of_the_world_is_refused(index: int) -> None:
 
 
 def test_a_world_too_small_for_the_questions_says_so() -> None:
-    with pytest.raises(InputError, match="size 100: too small for 1000 distinct questions"):
-        _exhaust(World(0, 100), 1_000)
+    with pytest.raises(InputError, match="size 100: too small for 5000 distinct questions"):
+        _exhaust(World(0, 100), 5_000)
 
 
 def _exhaust(world: World, count: int) -> list[Question]:

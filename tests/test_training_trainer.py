@@ -30,6 +30,8 @@ from tests.training_fixtures import (
     small_recipe,
 )
 
+pytestmark = pytest.mark.pipeline
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 ALGORITHMS = {
     "grpo": ("learning.algorithm=grpo",),
