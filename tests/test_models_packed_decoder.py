@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from searchrl.models import packed_attention, packed_decoder
+from searchrl.models import cohort, packed_attention, packed_decoder
 from searchrl.models.drawing import Request
 from searchrl.models.local import LocalModel
 from searchrl.models.packed_decoder import PackedDecoder
@@ -56,7 +56,7 @@ def assert_same(one: Sequence[Completion], other: Sequence[Completion]) -> None:
 
 @pytest.fixture(params=[1, 100, 10**9], ids=["all shared", "some shared", "none shared"])
 def sharing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_decoder, "_WORTH_SHARING", request.param)
+    monkeypatch.setattr(cohort, "_WORTH_SHARING", request.param)
 
 
 @pytest.mark.usefixtures("sharing")

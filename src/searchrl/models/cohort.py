@@ -1,0 +1,212 @@
+"""Rows that began together, and the keys and values that they read from then on.
+
+What a row has to itself lies in its tail, padded to the longest and allocated once with room for
+all it may say. A run that several rows stand on is read once a step for all of them, where that is
+worth it. What has ended stays in place until a quarter has, then the rest is moved together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from searchrl.models.drawing import Row
+from searchrl.models.packed_attention import Partial, attend_all, attend_masked
+from searchrl.models.prefix_cache import Layers
+from searchrl.models.token_tree import Indices
+
+_WORTH_SHARING = 4096
+"""Rows times tokens from which on reading a run once for its rows is faster than for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Keys and values that the rows (or tokens) from ``start`` to ``end`` all see."""
+
+    keys: Layers
+    values: Layers
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a prompt: keys and values that are at hand, and who else stands on them."""
+
+    name: int
+    keys: Layers
+    values: Layers
+
+    def __len__(self) -> int:
+        return self.keys[0].shape[2]
+
+
+@dataclass(slots=True)
+class Begun:
+    """A row that has been prefilled: its prompt, and the pieces its keys and values are in."""
+
+    row: Row
+    prompt: Indices
+    pieces: list[Piece]
+    shared: int = 0
+    """Tokens at the prompt's beginning that it reads with others, outside its tail."""
+    left: bool = False
+    """Whether what it may be continued from has been handed on."""
+
+    @property
+    def position(self) -> int:
+        """Of the last token drawn, which is fed next."""
+        return len(self.prompt) + len(self.row.token_ids) - 1
+
+
+class Cohort:
+    """Rows that began together, with the keys and values that they read.
+
+    Args:
+        rows: in the order of their prompts, so that who stands on the same piece are neighbours.
+        share: leave pieces that several rows stand on outside the tails.
+        device: where the tails are.
+    """
+
+    def __init__(self, rows: Sequence[Begun], share: bool, device: torch.device) -> None:
+        self.rows = list(rows)
+        self._spans: list[Span] = []
+        self._kept: list[tuple[Span, Indices, int]] = []
+        like = self.rows[0].pieces[0].keys[0]
+        layers = len(self.rows[0].pieces[0].keys)
+        tails = self._divide(share)
+        lengths = [sum(map(len, tail)) for tail in tails]
+        room = max(n + one.row.limit for n, one in zip(lengths, self.rows, strict=True))
+        self._keys = [_tails(like, len(tails), room) for _ in range(layers)]
+        self._values = [_tails(like, len(tails), room) for _ in range(layers)]
+        for index, tail in enumerate(tails):
+            self._fill(index, tail)
+        self._lengths = lengths
+        self._device = device
+        self._places = torch.arange(len(tails), device=device)
+        self._ends = torch.tensor(lengths, device=device)
+        self._bias = like.new_empty(0)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that its tails have room for."""
+        return len(self.rows) * self._keys[0].shape[2]
+
+    @property
+    def live(self) -> list[Begun]:
+        """Rows that have not ended."""
+        return [one for one in self.rows if one.row.stop is None]
+
+    def _divide(self, share: bool) -> list[list[Piece]]:
+        """Make spans of the pieces that several rows stand on; returns the rest, row by row."""
+        standing: dict[int, list[int]] = {}
+        for index, one in enumerate(self.rows):
+            for piece in one.pieces:
+                standing.setdefault(piece.name, []).append(index)
+        tails: list[list[Piece]] = []
+        for index, one in enumerate(self.rows):
+            joint = list(
+                itertools.takewhile(
+                    lambda piece: (
+                        share and len(standing[piece.name]) * len(piece) >= _WORTH_SHARING
+                    ),
+                    one.pieces,
+                )
+            )
+            for piece in joint:
+                if standing[piece.name][0] == index:
+                    span = Span(piece.keys, piece.values, index, standing[piece.name][-1] + 1)
+                    self._spans.append(span)
+                    end = one.shared + len(piece)
+                    self._kept.append((span, one.prompt[:end], one.shared))
+                one.shared += len(piece)
+            tails.append(one.pieces[len(joint) :])
+            one.pieces = []
+        return tails
+
+    def _fill(self, index: int, tail: Sequence[Piece]) -> None:
+        """Copy what a row has to itself into its tail."""
+        place = 0
+        for piece in tail:
+            own = slice(place, place + len(piece))
+            for layer, (keys, values) in enumerate(zip(piece.keys, piece.values, strict=True)):
+                self._keys[layer][index, :, own] = keys[0]
+                self._values[layer][index, :, own] = values[0]
+            place += len(piece)
+
+    def to_keep(self) -> list[tuple[Span, Indices, int]]:
+        """What its rows share, once: keys and values, the tokens up to their end, those before."""
+        kept, self._kept = self._kept, []
+        return kept
+
+    def begin_step(self) -> None:
+        """Make room for one token a row."""
+        self._longest = max(self._lengths) + 1
+        columns = torch.arange(self._longest, device=self._device)
+        unseen = (columns > self._ends.unsqueeze(1))[:, None, None]
+        self._bias = self._keys[0].new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)
+
+    def end_step(self) -> None:
+        """Count the token that was fed; rows that have ended write over their last one."""
+        for index, one in enumerate(self.rows):
+            self._lengths[index] += one.row.stop is None
+        self._ends = torch.tensor(self._lengths, device=self._device)
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Attention of one new token a row; shapes as in ``PackedAttention``, with N rows."""
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self._places, :, self._ends] = k[0].transpose(0, 1)
+        values[self._places, :, self._ends] = v[0].transpose(0, 1)
+        seen = slice(0, self._longest)
+        query = q[0].transpose(0, 1).unflatten(1, (k.shape[1], -1))
+        part = attend_masked(query, keys[:, :, seen], values[:, :, seen], self._bias, scale)
+        out = part[0].flatten(1, 2).transpose(0, 1).unsqueeze(0)
+        if not self._spans:
+            return out
+        partial = Partial(q)
+        partial.first(0, len(self.rows), (out, part[1].flatten(1, 2).T.unsqueeze(0)))
+        for span in self._spans:
+            rows = q[:, :, span.start : span.end]
+            joint = attend_all(rows, span.keys[layer], span.values[layer], scale)
+            partial.join(span.start, span.end, joint)
+        return partial.out.to(q.dtype)
+
+    def leave(self) -> Iterator[tuple[Begun, Layers, Layers]]:
+        """Rows that have ended since, with the keys and values of their tails."""
+        for index, one in enumerate(self.rows):
+            if one.row.stop is not None and not one.left:
+                own = slice(0, self._lengths[index])
+                one.left = True
+                yield (
+                    one,
+                    tuple(layer[index : index + 1, :, own] for layer in self._keys),
+                    tuple(layer[index : index + 1, :, own] for layer in self._values),
+                )
+        live = [index for index, one in enumerate(self.rows) if one.row.stop is None]
+        if live and len(live) <= 0.75 * len(self.rows):
+            self._close_ranks(live)
+
+    def _close_ranks(self, live: Sequence[int]) -> None:
+        chosen = torch.tensor(live, device=self._device)
+        self.rows = [self.rows[index] for index in live]
+        self._keys = [layer[chosen] for layer in self._keys]
+        self._values = [layer[chosen] for layer in self._values]
+        self._lengths = [self._lengths[index] for index in live]
+        self._ends, self._places = self._ends[chosen], self._places[: len(live)]
+        place = np.searchsorted(live, [[span.start, span.end] for span in self._spans])
+        self._spans = [
+            Span(span.keys, span.values, int(start), int(end))
+            for span, (start, end) in zip(self._spans, place, strict=True)
+            if start < end
+        ]
+
+
+def _tails(like: torch.Tensor, rows: int, room: int) -> torch.Tensor:
+    """``[R, K, room, D]``, zero: what is masked must be finite all the same."""
+    return like.new_zeros(rows, like.shape[1], room, like.shape[3])
