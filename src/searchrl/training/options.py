@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from searchrl.models.options import VllmOptions
 from searchrl.options import Options
 from searchrl.reporting.services import Service
 from searchrl.training.averaging import Average
@@ -132,6 +133,10 @@ class RolloutOptions(Options):
     refill_rounds: NonNegativeInt = 0
     """Drop groups with equal rewards and ask other questions in their place, up to this many times
     a step (DAPO's dynamic sampling)."""
+    engine: Literal["native", "vllm"] = "native"
+    """What decodes: this package on the searcher's own weights, or vLLM in this process, which gets
+    a copy of them after every update."""
+    vllm: VllmOptions = VllmOptions()
 
 
 class SupervisedOptions(Options):
