@@ -235,9 +235,7 @@ class _Trainer:
             return await collect(agent, reward, some, options, seed, step, smallest)
 
         asked = questions_of_step(questions, step, options.questions_per_step, seed)
-        rollout, metrics = await collect_teaching(
-            roll, questions, asked, options.refill_rounds, seed, step
-        )
+        rollout, metrics = await collect_teaching(roll, questions, asked, options, seed, step)
         if not rollout.groups:
             raise InputError(
                 f"step {step + 1}: no episode can be learned from; raise the response budget"
