@@ -18,7 +18,7 @@ from searchrl.agents.trained import AgentOptions
 from searchrl.data.options import DataOptions
 from searchrl.distributed.options import VerlOptions
 from searchrl.evaluation.options import EvaluationOptions
-from searchrl.models.options import HttpModelOptions, LocalModelOptions
+from searchrl.models.options import LEAST_TEMPERATURE, HttpModelOptions, LocalModelOptions
 from searchrl.options import Options
 from searchrl.retrieval.choice import RetrieverOptions
 from searchrl.retrieval.options import Bm25Options, RerankOptions
@@ -127,11 +127,12 @@ class Recipe(Options):
                 f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
-        if self.rollout.refill_rounds > 0 and not self.learning.compares_groups:
-            raise ValueError(
-                "rollout.refill_rounds replaces groups with equal rewards, which teach "
-                f'learning.algorithm = "{algorithm}" as others do: set it to 0'
-            )
+        for name in ("refill_rounds", "drop_equal_groups"):
+            if getattr(self.rollout, name) and not self.learning.compares_groups:
+                raise ValueError(
+                    f"rollout.{name} drops groups with equal rewards, which teach "
+                    f'learning.algorithm = "{algorithm}" as others do: leave it out'
+                )
         wanted = {"search_r1_format": "search_r1", "deep_retrieval": "deep_retrieval"}
         if self.agent.kind != wanted.get(self.reward.kind, self.agent.kind):
             raise ValueError(
@@ -154,7 +155,20 @@ class Recipe(Options):
                 "episodes into too many: lower it or raise rollout.questions_per_step"
             )
         self._check_corpora()
+        self._check_engine()
         return self
+
+    def _check_engine(self) -> None:
+        if self.rollout.engine == "vllm" and self.learning.importance_cap is None:
+            raise ValueError(
+                'rollout.engine = "vllm" samples from a slightly different distribution than the '
+                "update computes: set learning.importance_cap, as in 2.0"
+            )
+        if self.rollout.engine == "vllm" and self.rollout.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"rollout.temperature = {self.rollout.temperature}: vLLM draws at "
+                f'{LEAST_TEMPERATURE} at least; raise it, or set rollout.engine = "native"'
+            )
 
     def _check_corpora(self) -> None:
         if self.retriever.kind == "http" and not self.data.share_a_corpus:

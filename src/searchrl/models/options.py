@@ -10,6 +10,9 @@ from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, Positive
 
 from searchrl.options import Options
 
+LEAST_TEMPERATURE = 0.01
+"""What vLLM raises a temperature between 0 and this to."""
+
 
 class LocalModelOptions(Options):
     """A model in this process."""
