@@ -12,6 +12,8 @@ from searchrl.options import Options
 
 LEAST_TEMPERATURE = 0.01
 """What vLLM raises a temperature between 0 and this to."""
+CPU_CACHE = 1 << 30
+"""Bytes of keys and values that vLLM has on a CPU, as many as the packed decoder for its rows."""
 
 
 class LocalModelOptions(Options):

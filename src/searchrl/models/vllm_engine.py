@@ -18,13 +18,10 @@ import torch
 
 from searchrl.errors import InputError
 from searchrl.models.canary import Scored
-from searchrl.models.options import VllmOptions
+from searchrl.models.options import CPU_CACHE, VllmOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CPU_CACHE = 1 << 30
-"""Bytes of keys and values on a CPU, as many as the packed decoder has for its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +162,7 @@ def _arguments(folder: str, options: VllmOptions, sleeps: bool) -> dict[str, Any
 
     if current_platform.is_cpu():
         # Compiling takes minutes there, and vLLM would reserve a share of all memory.
-        place: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": _CPU_CACHE}
+        place: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE}
     else:
         place = {"gpu_memory_utilization": options.memory_share, "enable_sleep_mode": sleeps}
     return {
