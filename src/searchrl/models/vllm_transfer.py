@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -55,6 +56,11 @@ class InProcessTransfer(WeightTransferEngine[Beginning, Weights]):  # type: igno
     def finish_weight_update(self) -> None:
         """Make every layer ready to be computed with."""
         finalize_layerwise_reload(self.model, self.model_config)
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                # Tied to the embedding it gets no weights itself, and would go on with what its
+                # kernel packed of the old ones.
+                layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """There is no connection to close."""
