@@ -28,7 +28,8 @@ from searchrl.distributed.translation import (
     translate,
 )
 from searchrl.errors import InfrastructureError, InputError
-from searchrl.recipe import LocalSearcher, Recipe, load_recipe
+from searchrl.recipe import LocalSearcher, Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.rollout import questions_of_step
 from tests.command_line import good, refused
 

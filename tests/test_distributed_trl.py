@@ -11,7 +11,7 @@ import pytest
 from searchrl.distributed.trl import SearchRollout, grpo_arguments, search_reward
 from searchrl.errors import InputError
 from searchrl.models.local import LocalModel
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from tests.fakes import FailingRetriever, passages
 from tests.training_fixtures import ParityExperiment, save_model, small_recipe
 

@@ -24,7 +24,7 @@ from searchrl.cli import machine
 from searchrl.errors import InputError
 from searchrl.memory_plan import Part, episode_tokens, memory_plan
 from searchrl.models.shape import Shape, read_shape, shape_of
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.batch import TokenBatch
 from searchrl.training.memory import activation_bytes, adamw_bytes, cache_bytes, head_bytes
 from searchrl.training.networks import Critic, token_logprobs

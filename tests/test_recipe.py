@@ -14,15 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchrl.errors import InputError
-from searchrl.recipe import (
-    SHIPPED,
-    HttpGenerator,
-    HttpRetrieverOptions,
-    Recipe,
-    _keys,
-    load_recipe,
-    recipe_path,
-)
+from searchrl.recipe import HttpGenerator, Recipe
+from searchrl.recipe_file import SHIPPED, _keys, load_recipe, recipe_path
+from searchrl.retrieval.choice import HttpRetrieverOptions
 from searchrl.retrieval.options import Bm25Options, HybridOptions, RerankOptions
 
 SHIPPED_NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))

@@ -15,7 +15,8 @@ from searchrl.agents.episode import Episode, Reward, Segment
 from searchrl.data.questions import Question
 from searchrl.experiment import Experiment
 from searchrl.models.local import LocalModel
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.learner import Group, Learner
 from searchrl.training.options import LearningOptions
 

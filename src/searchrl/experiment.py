@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from searchrl.agents.generator import Generator
 from searchrl.data.forms import read_dataset
+from searchrl.data.options import Data, SynthWikiData
 from searchrl.data.passages import Passage, read_corpus
 from searchrl.data.questions import Question, QuestionReward, read_questions
 from searchrl.data.storage import sha256, write_json
@@ -26,14 +27,8 @@ from searchrl.errors import InputError, IntegrityError
 from searchrl.models.options import HttpModelOptions, LocalModelOptions
 from searchrl.models.protocol import ChatModel, LanguageModel
 from searchrl.models.replies import ReplyStore, Usage
-from searchrl.recipe import (
-    Data,
-    HttpRetrieverOptions,
-    HttpSearcher,
-    LocalSearcher,
-    Recipe,
-    SynthWikiData,
-)
+from searchrl.recipe import HttpSearcher, LocalSearcher, Recipe
+from searchrl.retrieval.choice import HttpRetrieverOptions
 from searchrl.retrieval.encoder import Runtime
 from searchrl.retrieval.index import build_index, check_options, open_index
 from searchrl.retrieval.options import IndexOptions, VectorOptions

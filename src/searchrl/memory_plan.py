@@ -14,10 +14,11 @@ from pathlib import Path
 from searchrl.agents.s3 import S3Options
 from searchrl.agents.search_r1 import SearchR1Options
 from searchrl.agents.trained import AgentOptions
+from searchrl.data.options import FileData
 from searchrl.errors import InputError
 from searchrl.models.options import LocalModelOptions
 from searchrl.models.shape import Shape, read_shape
-from searchrl.recipe import FileData, HttpSearcher, LocalGenerator, Recipe
+from searchrl.recipe import HttpSearcher, LocalGenerator, Recipe
 from searchrl.retrieval.options import VectorOptions
 from searchrl.training.memory import (
     FULL,

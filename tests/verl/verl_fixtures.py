@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from tests.verl_cpu.recipes import ENVIRONMENT, SETTINGS
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ def command(
     Example: searchrl doctor --recipe s3-8-3-3 --set learning.tokens_per_micro_batch=8192
     """
     from searchrl.memory_plan import memory_plan
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
 
     parts = memory_plan(load_recipe(recipe, overrides or ()))
     devices = [_device(name, parts) for name in dict.fromkeys(part.device for part in parts)]

@@ -106,7 +106,7 @@ def _build(
     as_json: bool,
 ) -> None:
     from searchrl.cli.progress import stages
-    from searchrl.recipe import index_options
+    from searchrl.recipe_file import index_options
     from searchrl.retrieval.index import build_index
 
     given = {name: value for name, value in named.items() if value is not None}

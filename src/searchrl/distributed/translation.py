@@ -22,7 +22,8 @@ from pydantic import JsonValue
 from searchrl.distributed.lengths import Lengths, episode_lengths
 from searchrl.errors import InputError
 from searchrl.models.tokenizers import model_path
-from searchrl.recipe import HttpRetrieverOptions, HttpSearcher, LocalSearcher, Recipe
+from searchrl.recipe import HttpSearcher, LocalSearcher, Recipe
+from searchrl.retrieval.choice import HttpRetrieverOptions
 
 Settings = dict[str, JsonValue]
 LOOP = "searchrl"
