@@ -127,6 +127,11 @@ class Recipe(Options):
                 f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
+        if self.learning.lone_episodes and not lonely:
+            raise ValueError(
+                "learning.lone_episodes = true takes no baseline from a group: "
+                "set rollout.group_size = 1 or leave it out"
+            )
         if self.rollout.refill_rounds > 0 and not self.learning.compares_groups:
             raise ValueError(
                 "rollout.refill_rounds replaces groups with equal rewards, which teach "

@@ -60,9 +60,7 @@ class TokenBatch:
         for episode in episodes:
             _check(episode)
         learned = [np.flatnonzero(learned_mask(e, mask_retrieved)) for e in episodes]
-        sampled = [
-            np.asarray(e.trainable_mask)[p] for e, p in zip(episodes, learned, strict=True)
-        ]
+        sampled = [np.asarray(e.trainable_mask)[p] for e, p in zip(episodes, learned, strict=True)]
         lengths = [len(places) for places in learned]
         targets = [np.asarray(e.token_ids)[p] for e, p in zip(episodes, learned, strict=True)]
         was_sampled_A = torch.from_numpy(np.concatenate(sampled))
