@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "learning.importance_cap": 3.0,
     "learning.kl_target": 0.1,
     "rollout.refill_rounds": 2,
+    "rollout.drop_equal_groups": True,
     "tracking.services": ["tensorboard"],
     "tracking.project": "other",
     "rollout.questions_per_step": 8,
@@ -140,8 +141,14 @@ REFUSED = {
     "learning.mask_retrieved",
     "learning.kl_target",
     "rollout.refill_rounds",
+    "rollout.drop_equal_groups",
 }
-OF_GRPO = {"learning.scale_by_deviation", "learning.lone_episodes", "rollout.refill_rounds"}
+OF_GRPO = {
+    "learning.scale_by_deviation",
+    "learning.lone_episodes",
+    "rollout.refill_rounds",
+    "rollout.drop_equal_groups",
+}
 TWO_GPUS = "verl.gpus_per_node=2"
 
 

@@ -132,11 +132,12 @@ class Recipe(Options):
                 "learning.lone_episodes = true takes no baseline from a group: "
                 "set rollout.group_size = 1 or leave it out"
             )
-        if self.rollout.refill_rounds > 0 and not self.learning.compares_groups:
-            raise ValueError(
-                "rollout.refill_rounds replaces groups with equal rewards, which teach "
-                f'learning.algorithm = "{algorithm}" as others do: set it to 0'
-            )
+        for name in ("refill_rounds", "drop_equal_groups"):
+            if getattr(self.rollout, name) and not self.learning.compares_groups:
+                raise ValueError(
+                    f"rollout.{name} drops groups with equal rewards, which teach "
+                    f'learning.algorithm = "{algorithm}" as others do: leave it out'
+                )
         wanted = {"search_r1_format": "search_r1", "deep_retrieval": "deep_retrieval"}
         if self.agent.kind != wanted.get(self.reward.kind, self.agent.kind):
             raise ValueError(

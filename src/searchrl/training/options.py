@@ -144,6 +144,9 @@ class RolloutOptions(Options):
     refill_rounds: NonNegativeInt = 0
     """Drop groups with equal rewards and ask other questions in their place, up to this many times
     a step (DAPO's dynamic sampling)."""
+    drop_equal_groups: bool = False
+    """Leave groups with equal rewards out of the update even where none replaces them: they teach
+    nothing but the KL and entropy terms."""
 
 
 class SupervisedOptions(Options):
