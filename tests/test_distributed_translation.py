@@ -77,9 +77,11 @@ OTHER: dict[str, Any] = {
     "learning.max_grad_norm": 0.5,
     "learning.tokens_per_micro_batch": 4096,
     "learning.autocast": True,
+    "learning.lone_episodes": True,
     "learning.final_rate": 0.5,
     "learning.loss_average": "episode",
     "learning.mask_truncated": True,
+    "learning.mask_retrieved": False,
     "learning.importance_cap": 3.0,
     "learning.kl_target": 0.1,
     "rollout.refill_rounds": 2,
@@ -133,15 +135,22 @@ REFUSED = {
     "searcher.kind",
     "searcher.dtype",
     "learning.whiten_advantages",
+    "learning.lone_episodes",
     "learning.final_rate",
     "learning.loss_average",
     "learning.mask_truncated",
+    "learning.mask_retrieved",
     "learning.kl_target",
     "rollout.refill_rounds",
     "rollout.drop_equal_groups",
     "rollout.engine",
 }
-OF_GRPO = {"learning.scale_by_deviation", "rollout.refill_rounds", "rollout.drop_equal_groups"}
+OF_GRPO = {
+    "learning.scale_by_deviation",
+    "learning.lone_episodes",
+    "rollout.refill_rounds",
+    "rollout.drop_equal_groups",
+}
 TWO_GPUS = "verl.gpus_per_node=2"
 
 
@@ -154,6 +163,8 @@ def test_a_key_changes_a_setting_or_is_refused_by_name(key: str) -> None:
     if key == "searcher.kind":
         served = {"url": "http://127.0.0.1:1/v1", "model": "m", "tokenizer": "t"}
         values["searcher"] = {"kind": "http", **served}
+    if key == "learning.lone_episodes":
+        values["rollout"]["group_size"] = 1
     if key == "learning.algorithm":
         values["learning"]["kl_coefficient"] = 0
     if key == "rollout.engine":

@@ -127,6 +127,11 @@ class Recipe(Options):
                 f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
+        if self.learning.lone_episodes and not lonely:
+            raise ValueError(
+                "learning.lone_episodes = true takes no baseline from a group: "
+                "set rollout.group_size = 1 or leave it out"
+            )
         for name in ("refill_rounds", "drop_equal_groups"):
             if getattr(self.rollout, name) and not self.learning.compares_groups:
                 raise ValueError(
