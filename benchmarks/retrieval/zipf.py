@@ -32,8 +32,13 @@ _TITLE_WORDS = 2
 _QUERY_WORDS = 6
 _QUERY_BLOCKS = 16
 """Blocks whose passages are asked for; drawing a block takes as long as for all its passages."""
-_ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr pl pr sh sl sp st th tr".split()
-_RHYMES = "a e i o u ai an ar el en er in is on or ou um".split()
+_ONSETS = (
+    *"bcdfghjklmnprstvwz",
+    "br", "ch", "cl", "dr", "fl", "gr", "pl", "pr", "sh", "sl", "sp", "st", "th", "tr",
+)  # fmt: skip
+_RHYMES = (
+    "a", "e", "i", "o", "u", "ai", "an", "ar", "el", "en", "er", "in", "is", "on", "or", "ou", "um",
+)  # fmt: skip
 _SUFFIXES = ("", "", "", "s", "ing", "ed", "ly", "ness")
 """What Porter's stemmer is for; one in eight each."""
 
