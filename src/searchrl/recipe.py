@@ -18,7 +18,7 @@ from searchrl.agents.trained import AgentOptions
 from searchrl.data.options import DataOptions
 from searchrl.distributed.options import VerlOptions
 from searchrl.evaluation.options import EvaluationOptions
-from searchrl.models.options import HttpModelOptions, LocalModelOptions
+from searchrl.models.options import HttpModelOptions, LocalModelOptions, LoraOptions
 from searchrl.options import Options
 from searchrl.retrieval.choice import RetrieverOptions
 from searchrl.retrieval.options import Bm25Options, RerankOptions
@@ -99,6 +99,7 @@ class Recipe(Options):
     retriever: RetrieverOptions = Bm25Options()
     rerank: RerankOptions | None = None
     searcher: Searcher
+    lora: LoraOptions | None = None
     generator: Generator
     judge: Judge | None = None
     agent: AgentOptions = S3Options()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from searchrl.options import Options
 
@@ -26,6 +26,21 @@ class LocalModelOptions(Options):
     def name(self) -> str:
         """Tells this model, and how it is asked, from others in records and cache keys."""
         return self.model if self.thinking else f"{self.model} without thinking"
+
+
+class LoraOptions(Options):
+    """A low-rank adapter (LoRA, arXiv 2106.09685), which is trained in the place of all weights."""
+
+    rank: PositiveInt = 16
+    """Of the two factors that are added to a matrix."""
+    alpha: PositiveFloat = 32.0
+    """Their product counts ``alpha / rank`` times."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of what goes into the factors, in supervised fine-tuning; an update from rewards drops
+    nothing, since its log-probabilities have to be those of the searcher that sampled."""
+    targets: tuple[str, ...] | None = None
+    """Names of the matrices that get factors, as in ``["q_proj", "v_proj"]``; all matrices of the
+    blocks when left out."""
 
 
 class HttpModelOptions(Options):
