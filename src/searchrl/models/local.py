@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchrl.errors import InputError, SearchRLError
+from searchrl.models.adapter_files import is_adapter
 from searchrl.models.chat import encode_text, render_chat
 from searchrl.models.decoder import Decoder
 from searchrl.models.drawing import Request, Row
@@ -24,6 +26,7 @@ from searchrl.models.padded_decoder import PaddedDecoder
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling
 from searchrl.models.tokenizers import load_tokenizer, model_path
 from searchrl.models.vllm_decoder import open_vllm_decoder
+from searchrl.models.weights import check_base
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +183,8 @@ def load_model(
 ) -> LocalModel:
     """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
 
-    Weights are read from safetensors only and no code from a model repository is run.
+    Weights are read from safetensors only and no code from a model repository is run. A directory
+    that holds an adapter is loaded as its base with the adapter merged into it.
 
     Raises:
         InputError: there is no such model, or it cannot be loaded, or ``vllm`` is given and cannot
@@ -191,18 +195,23 @@ def load_model(
 
     logging.disable_progress_bar()
     path = model_path(name)
+    base = model_path(check_base(Path(path))) if is_adapter(path) else path
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise InputError(f"model {name!r}: no dtype {dtype!r}; use float32, bfloat16 or float16")
     tokenizer = load_tokenizer(name)
     try:
-        model, missing = _load_weights(path, kind, device)
+        model, missing = _load_weights(base, kind, device)
     except Exception as error:
         # The libraries below raise errors of many kinds for files that are not theirs.
         reason = " ".join(str(error).split())
         raise InputError(f"model {name!r}: cannot be loaded: {reason[:300]}") from error
     if missing:
         raise InputError(f"model {name!r}: its weights lack {missing[0]!r}; copy all its files")
+    if base != path:
+        from searchrl.models.adapters import apply_adapter
+
+        apply_adapter(model, Path(path))
     return LocalModel(model, tokenizer, thinking, vllm)
 
 

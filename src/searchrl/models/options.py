@@ -45,6 +45,21 @@ class VllmOptions(Options):
     """Whether it gives up a GPU's memory while the update computes."""
 
 
+class LoraOptions(Options):
+    """A low-rank adapter (LoRA, arXiv 2106.09685), which is trained in the place of all weights."""
+
+    rank: PositiveInt = 16
+    """Of the two factors that are added to a matrix."""
+    alpha: PositiveFloat = 32.0
+    """Their product counts ``alpha / rank`` times."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of what goes into the factors, in supervised fine-tuning; an update from rewards drops
+    nothing, since its log-probabilities have to be those of the searcher that sampled."""
+    targets: tuple[str, ...] | None = None
+    """Names of the matrices that get factors, as in ``["q_proj", "v_proj"]``; all matrices of the
+    blocks when left out."""
+
+
 class HttpModelOptions(Options):
     """A model behind an OpenAI-compatible server."""
 

@@ -98,7 +98,7 @@ class _Trainer:
             self._searcher.model,
             self._recipe.learning,
             self._recipe.rollout.temperature,
-            experiment.searcher().model if needs_reference else None,
+            experiment.reference(self._searcher) if needs_reference else None,
             self._recipe.run.steps,
         )
 
