@@ -47,16 +47,21 @@ class LocalModel(LanguageModel):
         model: the model, on the device it shall run on. It may be trained between calls.
         tokenizer: its tokenizer, with a chat template.
         thinking: whether it may use a think mode of its own.
+        cache_gib: GiB of keys and values for what is decoded at a time.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thinking: bool = True
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        thinking: bool = True,
+        cache_gib: float = 1.0,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self._thinking = thinking
         self._max_length = _context_length(model)
-        self._decoder = _open_decoder(model, tokenizer, self._max_length)
+        self._decoder = _open_decoder(model, tokenizer, self._max_length, cache_gib)
         self._waiting: list[_Asked] = []
         self._decoding: list[_Asked] = []
         self._serving: asyncio.Task[None] | None = None
@@ -146,14 +151,19 @@ class LocalModel(LanguageModel):
 
 
 def _open_decoder(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_gib: float
 ) -> Decoder:
-    kind = PackedDecoder if packs(model.config) else PaddedDecoder
-    return kind(model, tokenizer, max_length)
+    if packs(model.config):
+        return PackedDecoder(model, tokenizer, max_length, round(cache_gib * 2**30))
+    return PaddedDecoder(model, tokenizer, max_length)
 
 
 def load_model(
-    name: str, device: str = "cpu", dtype: str = "float32", thinking: bool = True
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    thinking: bool = True,
+    cache_gib: float = 1.0,
 ) -> LocalModel:
     """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
 
@@ -185,7 +195,7 @@ def load_model(
         from searchrl.models.adapters import apply_adapter
 
         apply_adapter(model, Path(path))
-    return LocalModel(model, tokenizer, thinking)
+    return LocalModel(model, tokenizer, thinking, cache_gib)
 
 
 def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:
