@@ -27,6 +27,7 @@ from searchrl.distributed.translation import (
     command_line,
     translate,
 )
+from searchrl.distributed.translation import REFUSED as SECTIONS_REFUSED
 from searchrl.errors import InfrastructureError, InputError
 from searchrl.recipe import LocalSearcher, Recipe
 from searchrl.recipe_file import load_recipe
@@ -42,7 +43,7 @@ def settings(base: str = "tiny-ppo", *overrides: str) -> Settings:
 
 
 def test_every_section_has_its_place() -> None:
-    places = TRANSLATED | READ_IN_PLACE | NOT_WATCHED | FOR_OTHER_COMMANDS
+    places = TRANSLATED | READ_IN_PLACE | NOT_WATCHED | FOR_OTHER_COMMANDS | SECTIONS_REFUSED
     assert places == set(Recipe.model_fields)
     assert not FOR_OTHER_COMMANDS & (TRANSLATED | READ_IN_PLACE)
 
@@ -78,6 +79,8 @@ OTHER: dict[str, Any] = {
     "learning.tokens_per_micro_batch": 4096,
     "learning.autocast": True,
     "learning.lone_episodes": True,
+    "learning.gradient_checkpointing": True,
+    "learning.offload": True,
     "learning.final_rate": 0.5,
     "learning.loss_average": "episode",
     "learning.mask_truncated": True,
@@ -109,6 +112,7 @@ OTHER: dict[str, Any] = {
 }
 LAUNCHER = {"verl.restarts"}
 WORKERS = {"run.keep_episodes", "searcher.thinking"}
+OF_THE_OWN_ENGINE = {"searcher.cache_gib"}
 ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon", "rollout.vllm"}
 
 
@@ -128,7 +132,8 @@ def test_the_list_of_keys_is_whole() -> None:
     expected = {f"searcher.{name}" for name in LocalSearcher.model_fields} | {"name", "seed"}
     for section in ("learning", "rollout", "run", "verl", "tracking"):
         expected |= set(_keys(section))
-    assert OTHER.keys() | LAUNCHER | WORKERS | ONLY_WITH_REFUSED == expected
+    known = OTHER.keys() | LAUNCHER | WORKERS | OF_THE_OWN_ENGINE | ONLY_WITH_REFUSED
+    assert known == expected
 
 
 REFUSED = {
@@ -191,6 +196,7 @@ def test_a_key_changes_a_setting_or_is_refused_by_name(key: str) -> None:
             "retriever.device",
         ),
         (["rerank.model=r", "rerank.device=cuda"], "rerank.device"),
+        (["lora.rank=8"], "lora: adapters are trained in process"),
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: list[str], complaint: str) -> None:

@@ -256,8 +256,7 @@ class Experiment:
                 return SearchR1FormatReward(
                     options.structure_score, options.final_score, options.retrieval_score
                 )
-        # A model that answers itself needs no generator, and none is loaded for it.
-        generator = None if self.recipe.agent.kind == "search_r1" else self.generator
+        generator = self.generator if self.recipe.rewards_ask_the_generator else None
         match options.kind:
             case "function":
                 return self._custom_reward(generator)
@@ -453,5 +452,11 @@ def load_local(
     """Load a local model, or another one in its place; the heavy import happens here."""
     from searchrl.models.local import load_model
 
-    name = model or options.model
-    return load_model(name, options.device, options.dtype, options.thinking, vllm)
+    return load_model(
+        model or options.model,
+        options.device,
+        options.dtype,
+        options.thinking,
+        options.cache_gib,
+        vllm,
+    )

@@ -125,6 +125,14 @@ class Recipe(Options):
         """Whether every source of the held-out questions is a dataset of its own."""
         return bool(self.data.datasets) or self.evaluation.by_source
 
+    @property
+    def rewards_ask_the_generator(self) -> bool:
+        """Whether training needs the generator; a searcher that answers itself does without."""
+        if self.reward.kind == "gain_beyond_rag":
+            return True
+        by_answer = self.reward.kind in ("exact_match", "f1", "sub_em", "function", "per_question")
+        return by_answer and self.agent.kind != "search_r1"
+
     @model_validator(mode="after")
     def _check_combination(self) -> Recipe:
         algorithm, lonely = self.learning.algorithm, self.rollout.group_size < 2

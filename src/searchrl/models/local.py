@@ -49,6 +49,7 @@ class LocalModel(LanguageModel):
         model: the model, on the device it shall run on. It may be trained between calls.
         tokenizer: its tokenizer, with a chat template.
         thinking: whether it may use a think mode of its own.
+        cache_gib: GiB of keys and values for what is decoded at a time.
         vllm: have it decoded by vLLM, opened like this.
 
     Raises:
@@ -60,12 +61,13 @@ class LocalModel(LanguageModel):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         thinking: bool = True,
+        cache_gib: float = 1.0,
         vllm: VllmOptions | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self._thinking = thinking
-        self._decoder = _open_decoder(model, tokenizer, _context_length(model), vllm)
+        self._decoder = _open_decoder(model, tokenizer, _context_length(model), cache_gib, vllm)
         self._waiting: list[_Asked] = []
         self._decoding: list[_Asked] = []
         self._serving: asyncio.Task[None] | None = None
@@ -166,12 +168,14 @@ def _open_decoder(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    cache_gib: float,
     vllm: VllmOptions | None,
 ) -> Decoder:
     if vllm is not None:
         return open_vllm_decoder(model, tokenizer, max_length, vllm)
-    kind = PackedDecoder if packs(model.config) else PaddedDecoder
-    return kind(model, tokenizer, max_length)
+    if packs(model.config):
+        return PackedDecoder(model, tokenizer, max_length, round(cache_gib * 2**30))
+    return PaddedDecoder(model, tokenizer, max_length)
 
 
 def load_model(
@@ -179,6 +183,7 @@ def load_model(
     device: str = "cpu",
     dtype: str = "float32",
     thinking: bool = True,
+    cache_gib: float = 1.0,
     vllm: VllmOptions | None = None,
 ) -> LocalModel:
     """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
@@ -212,7 +217,7 @@ def load_model(
         from searchrl.models.adapters import apply_adapter
 
         apply_adapter(model, Path(path))
-    return LocalModel(model, tokenizer, thinking, vllm)
+    return LocalModel(model, tokenizer, thinking, cache_gib, vllm)
 
 
 def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:

@@ -26,6 +26,9 @@ class LocalModelOptions(Options):
     dtype: Literal["float32", "bfloat16"] = "float32"
     thinking: bool = True
     """Whether a model with a think mode of its own, as Qwen3, may use it."""
+    cache_gib: PositiveFloat = 1.0
+    """GiB of keys and values for what is decoded at a time, and as much again at most for prefixes
+    that are kept; more of it decodes more together."""
 
     @property
     def name(self) -> str:
