@@ -272,7 +272,10 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "episodes/invalid_turns": _mean([t.action.kind is ActionKind.INVALID for t in turns]),
         "episodes/response_tokens": _mean([sum(e.trainable_mask) for e in episodes]),
         "episodes/context_passages": _mean([len(episode.context) for episode in episodes]),
-        "reward/mean": _mean([reward for group in rollout.groups for reward in group.rewards]),
+        # Of groups that are left out of the update too, or it would not tell how good they are.
+        "reward/mean": _mean(
+            [v for e in episodes if e.reward and (v := e.reward.value) is not None]
+        ),
     }
     for part in sorted({name for e in episodes if e.reward for name in e.reward.parts}):
         values = [e.reward.parts[part] for e in episodes if e.reward and part in e.reward.parts]
