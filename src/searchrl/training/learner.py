@@ -445,9 +445,7 @@ class Learner:
         self._layout.place(module)
         return module
 
-    def _logprobs(
-        self, policy: Policy, batch: TokenBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _logprobs(self, policy: Policy, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with self._precision():
             found: tuple[torch.Tensor, torch.Tensor] = policy(batch, self._temperature)
             return found

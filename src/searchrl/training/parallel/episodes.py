@@ -11,7 +11,7 @@ episodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from searchrl.agents.episode import (
@@ -28,9 +28,7 @@ from searchrl.data.questions import Question
 from searchrl.retrieval.protocol import Hit
 from searchrl.training.interruption import Interruption
 from searchrl.training.parallel.processes import Processes, share
-
-Attempt = Callable[[Sequence[Question]], Coroutine[Any, Any, list[Episode]]]
-"""Makes and scores the episodes of some questions, as many of each."""
+from searchrl.training.rollout import Attempt
 
 
 async def attempt_together(

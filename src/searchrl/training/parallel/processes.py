@@ -6,8 +6,8 @@ added up is added up once and handed to all. Messages are JSON, nothing is unpic
 
 A process that fails says so in torchrun's store and in one line; the others, which wait for it and
 look there, end without a word of their own. Messages and sums on a CPU are waited for in Python, so
-a signal or another's failure is noticed meanwhile; a collective on a GPU is not left before torchrun
-kills its process.
+a signal or another's failure is noticed meanwhile; a collective on a GPU is not left before
+torchrun kills its process.
 """
 
 from __future__ import annotations
