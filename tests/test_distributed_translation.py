@@ -93,6 +93,7 @@ OTHER: dict[str, Any] = {
     "run.steps": 3,
     "run.save_every": 3,
     "run.keep_checkpoints": 3,
+    "run.parallel": "fsdp",
     "verl.nodes": 2,
     "verl.gpus_per_node": 4,
     "verl.tensor_parallel": 2,
@@ -138,6 +139,7 @@ REFUSED = {
     "learning.kl_target",
     "rollout.refill_rounds",
     "rollout.drop_equal_groups",
+    "run.parallel",
 }
 OF_GRPO = {"learning.scale_by_deviation", "rollout.refill_rounds", "rollout.drop_equal_groups"}
 TWO_GPUS = "verl.gpus_per_node=2"

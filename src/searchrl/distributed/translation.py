@@ -317,6 +317,7 @@ def _check_learning(recipe: Recipe) -> None:
         "learning.kl_target": learning.kl_target is not None,
         "rollout.refill_rounds": recipe.rollout.refill_rounds > 0,
         "rollout.drop_equal_groups": recipe.rollout.drop_equal_groups,
+        "run.parallel": recipe.run.parallel is not None,
     }
     for key, is_refused in refused.items():
         if is_refused:

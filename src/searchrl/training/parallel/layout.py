@@ -4,7 +4,8 @@
 adds them to the others'. The sum is made once, explicitly, when all of a step's micro-batches have
 been passed through: torch's DistributedDataParallel would do the same under its hooks, but wants
 one forward call for each backward pass and the same number of them everywhere, which packing by
-tokens does not give. All replicas then take the same optimizer step, so they stay equal bit for bit.
+tokens does not give. All replicas then take the same optimizer step, so they stay equal bit for
+bit.
 
 ``Sharded`` (``sharded``): weights, gradients and optimizer states are cut among the processes.
 
