@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -245,6 +246,8 @@ def _end(processes: Launched, error: BaseException) -> None:
     Raises:
         SystemExit: this is not the one.
     """
+    # torchrun ends all as soon as one has ended; that is under way here.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if isinstance(error, KeyboardInterrupt):
         if processes.rank > 0 or processes.another_failed():
             raise SystemExit(130) from error
