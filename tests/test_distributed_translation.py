@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {
     "learning.kl_target": 0.1,
     "rollout.refill_rounds": 2,
     "rollout.drop_equal_groups": True,
+    "rollout.engine": "vllm",
     "tracking.services": ["tensorboard"],
     "tracking.project": "other",
     "rollout.questions_per_step": 8,
@@ -108,7 +109,7 @@ OTHER: dict[str, Any] = {
 }
 LAUNCHER = {"verl.restarts"}
 WORKERS = {"run.keep_episodes", "searcher.thinking"}
-ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon"}
+ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon", "rollout.vllm"}
 
 
 def _keys(section: str) -> Iterator[str]:
@@ -142,6 +143,7 @@ REFUSED = {
     "learning.kl_target",
     "rollout.refill_rounds",
     "rollout.drop_equal_groups",
+    "rollout.engine",
 }
 OF_GRPO = {
     "learning.scale_by_deviation",
@@ -165,6 +167,8 @@ def test_a_key_changes_a_setting_or_is_refused_by_name(key: str) -> None:
         values["rollout"]["group_size"] = 1
     if key == "learning.algorithm":
         values["learning"]["kl_coefficient"] = 0
+    if key == "rollout.engine":
+        values["learning"]["importance_cap"] = 2.0
     changed = Recipe.model_validate(values)
     if key in REFUSED:
         with pytest.raises(InputError, match=re.escape(key)):

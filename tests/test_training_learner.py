@@ -252,7 +252,9 @@ def samples_of(subject: Learner, made: Sequence[Group]) -> list[Any]:
     samples = [sample for group in grouped for sample in group]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "_single", False)
-        subject._look_back(grouped, subject._pack(samples))
+        packed = subject._pack(samples)
+        subject._note_reference(packed)
+        subject._look_back(grouped, packed, [])
     return samples
 
 

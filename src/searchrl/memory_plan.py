@@ -16,7 +16,7 @@ from searchrl.agents.search_r1 import SearchR1Options
 from searchrl.agents.trained import AgentOptions
 from searchrl.data.options import FileData
 from searchrl.errors import InputError
-from searchrl.models.options import LocalModelOptions
+from searchrl.models.options import CPU_CACHE, LocalModelOptions, VllmOptions
 from searchrl.models.shape import Shape, read_shape
 from searchrl.recipe import HttpSearcher, LocalGenerator, Recipe
 from searchrl.retrieval.options import VectorOptions
@@ -98,12 +98,27 @@ def _training(recipe: Recipe, device: str, shape: Shape) -> Iterator[Part]:
         f"a micro-batch of {padded:,} tokens",
     )
     yield Part("head", device, head_bytes(shape, predicted), f"{predicted:,} predicted tokens")
+    if recipe.rollout.engine == "vllm":
+        yield from _vllm(recipe.rollout.vllm, device, shape)
+        return
     yield Part(
         "searcher, key-value cache",
         device,
         cache_bytes(shape, episodes * longest, FULL),
         f"{episodes:,} episodes of {longest:,} tokens at once",
     )
+
+
+def _vllm(options: VllmOptions, device: str, shape: Shape) -> Iterator[Part]:
+    """What vLLM has beside the searcher; on a GPU its caches fill the share that it is given."""
+    number = FULL if options.dtype == "float32" else HALF
+    yield Part("vLLM, weights", device, number * shape.weights, "its copy of the searcher's")
+    name = "vLLM, key-value cache"
+    if device == "cpu":
+        yield Part(name, device, CPU_CACHE, "as much on every CPU")
+    else:
+        share = f"rollout.vllm.memory_share = {options.memory_share} of the GPU, less its weights"
+        yield Part(name, device, None, share)
 
 
 def _frozen(recipe: Recipe) -> Iterator[Part]:

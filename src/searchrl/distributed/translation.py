@@ -319,6 +319,7 @@ def _check_learning(recipe: Recipe) -> None:
         "learning.kl_target": learning.kl_target is not None,
         "rollout.refill_rounds": recipe.rollout.refill_rounds > 0,
         "rollout.drop_equal_groups": recipe.rollout.drop_equal_groups,
+        "rollout.engine": recipe.rollout.engine != "native",
     }
     for key, is_refused in refused.items():
         if is_refused:

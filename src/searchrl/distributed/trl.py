@@ -159,6 +159,11 @@ def _check(recipe: Recipe) -> None:
             f'learning.algorithm = "{learning.algorithm}": TRL trains without a critic; '
             'set "grpo", or train in process or with verl'
         )
+    if recipe.rollout.engine != "native":
+        raise InputError(
+            f'rollout.engine = "{recipe.rollout.engine}": under TRL the rollout function decodes '
+            'with the trainer\'s own weights; set "native"'
+        )
     if learning.entropy_coefficient:
         raise InputError("learning.entropy_coefficient: TRL has no entropy bonus; set it to 0")
     if not learning.mask_retrieved:

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from searchrl.models.options import VllmOptions
 from searchrl.options import Options
 from searchrl.reporting.services import Service
 from searchrl.training.averaging import Average
@@ -96,6 +97,12 @@ class LearningOptions(Options):
     """Tokens of one forward and backward pass; what episodes share counts once."""
     autocast: bool = False
     """Compute the update in bfloat16; weights and optimizer stay as they are."""
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone for the backward pass and compute the rest anew: the same
+    gradients, in far less memory and about a third more time."""
+    offload: bool = False
+    """Keep the optimizers' numbers on the CPU, and the weights of critic and reference while they
+    have nothing to do."""
 
     @model_validator(mode="after")
     def _check_combination(self) -> LearningOptions:
@@ -147,6 +154,10 @@ class RolloutOptions(Options):
     drop_equal_groups: bool = False
     """Leave groups with equal rewards out of the update even where none replaces them: they teach
     nothing but the KL and entropy terms."""
+    engine: Literal["native", "vllm"] = "native"
+    """What decodes: this package on the searcher's own weights, or vLLM in this process, which gets
+    a copy of them after every update."""
+    vllm: VllmOptions = VllmOptions()
 
 
 class SupervisedOptions(Options):
@@ -172,6 +183,10 @@ class SupervisedOptions(Options):
     """Padded tokens of one forward and backward pass."""
     autocast: bool = False
     """Compute in bfloat16; weights and optimizer stay as they are."""
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone for the backward pass and compute the rest anew."""
+    offload: bool = False
+    """Keep the optimizer's numbers on the CPU."""
 
 
 class RunOptions(Options):
