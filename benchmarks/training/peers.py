@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", default="ours,trl,plain", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--model", choices=SIZES, default="1m", help="random weights")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of the first repeat")
     parser.add_argument("--steps", type=int, default=3, help="measured ones of a run")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before them")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
@@ -122,7 +123,7 @@ def compare(
         else:
             programs[name] = found
     runs: dict[str, list[Run]] = {name: [] for name in programs}
-    for seed in range(options.repeats):
+    for seed in range(options.seed, options.seed + options.repeats):
         for name, program in programs.items():
             run = program.run(
                 _order(options, work, name, seed, folder / "model"),

@@ -75,12 +75,14 @@ def text_of(tokens: Tokens) -> str:
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.pre_tokenizers import Split
     from transformers import PreTrainedTokenizerFast
 
-    words = {f"w{token}": token for token in range(vocabulary)} | {"<end>": vocabulary}
+    words = {f"w{token}": token for token in range(vocabulary)}
+    # verl asks any tokenizer of a Qwen for the end of a line.
+    words |= {"<end>": vocabulary, "\n": vocabulary + 1}
     made = Tokenizer(WordLevel(words, unk_token=f"w{PADDING}"))
-    made.pre_tokenizer = WhitespaceSplit()
+    made.pre_tokenizer = Split(" ", "removed")
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         eos_token="<end>",

@@ -67,11 +67,15 @@ class Work:
             raise InputError("work: searches go from the fewest, 0 or more, to the most")
 
     @property
+    def longest_prompt(self) -> int:
+        """No prompt has more tokens."""
+        return self.instructions + _most(self.question)
+
+    @property
     def longest(self) -> int:
         """No episode has more tokens."""
         told = self.passages * _most(self.passage)
-        searches = self.most_searches * (self.query + told)
-        return self.instructions + _most(self.question) + searches + self.answer
+        return self.longest_prompt + self.most_searches * (self.query + told) + self.answer
 
 
 WORKS = {

@@ -64,7 +64,7 @@ def trainer(order: Order, folder: Path, out: TextIO) -> GRPOTrainer:
 def config(order: Order, folder: Path) -> GRPOConfig:
     """Settings under which TRL does the order's work, and nothing beside it."""
     episodes = order.work.questions * order.work.group
-    micro_batch = order.setting("micro_batch", episodes)
+    micro_batch = order.setting("micro_batch", min(episodes, 32))
     on_cpu = order.device == "cpu"
     return GRPOConfig(
         str(folder),
