@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +92,11 @@ class Program:
                 stderr=errors,
                 env={**os.environ, **_environment()},
                 cwd=_REPOSITORY,
-                start_new_session=True,
             )
             try:
                 run = _follow(process, begun, warm_up)
             finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
+                process.terminate()
                 process.wait()
         if len(run.done) < order.steps - warm_up:
             raise SearchRLError(f"{self.module} did not do its steps: {last_error(log)}; see {log}")
