@@ -19,7 +19,8 @@ from searchrl.data.passages import read_corpus
 from searchrl.errors import InputError
 from searchrl.evaluation.comparison import check_evaluation
 from searchrl.experiment import Experiment
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.web.options import WebOptions
 from searchrl.rewards.custom import load_function

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from scripts import recipe_table
 from searchrl.cli.main import app
-from searchrl.recipe import SHIPPED, Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import SHIPPED, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -13,7 +13,9 @@ import pytest
 
 from scripts import method_table
 from scripts.method_table import ROWS, Part, evaluation, pin, plan, run
-from searchrl.recipe import Recipe, load_recipe, method_of
+from searchrl.evaluation.options import method_of
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 
 
 def options(out: Path, *more: str) -> argparse.Namespace:

@@ -12,10 +12,11 @@ import pytest
 from searchrl.agents.ircot import IrcotAgent
 from searchrl.agents.search_r1 import SearchR1Agent
 from searchrl.errors import InputError
+from searchrl.evaluation.options import MethodName
 from searchrl.experiment import Experiment
 from searchrl.methods import METHODS, Trained, entrants, find_trained, open_method
 from searchrl.models.local import LocalModel
-from searchrl.recipe import MethodName, Recipe
+from searchrl.recipe import Recipe
 from tests.training_fixtures import save_model, search_r1_recipe, small_recipe
 
 

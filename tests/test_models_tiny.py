@@ -16,7 +16,7 @@ from searchrl.data.questions import Question
 from searchrl.data.synthwiki import World
 from searchrl.models.local import LocalModel, load_model
 from searchrl.models.tokenizers import TINY
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.protocol import Hit
 from searchrl.rewards.text import answer_span

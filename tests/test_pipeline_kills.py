@@ -54,7 +54,7 @@ _DRIVER = """
 import json, os, random, signal, sys
 from pathlib import Path
 import torch
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.run_directory import RunDirectory
 from searchrl.training.trainer import train
 from tests.training_fixtures import ParityExperiment

@@ -14,15 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchrl.errors import InputError
-from searchrl.recipe import (
-    SHIPPED,
-    HttpGenerator,
-    HttpRetrieverOptions,
-    Recipe,
-    _keys,
-    load_recipe,
-    recipe_path,
-)
+from searchrl.recipe import HttpGenerator, Recipe
+from searchrl.recipe_file import SHIPPED, _keys, load_recipe, recipe_path
+from searchrl.retrieval.choice import HttpRetrieverOptions
 from searchrl.retrieval.options import Bm25Options, HybridOptions, RerankOptions
 
 SHIPPED_NAMES = sorted(file.stem for file in SHIPPED.glob("*.toml"))
@@ -266,10 +260,16 @@ def test_what_does_not_fit_is_refused_in_one_line(override: str, said: str, tmp_
         ),
         (["learning.algorithm=rloo"], ("learning.algorithm", "rollout.group_size")),
         (["rollout.refill_rounds=2"], ("rollout.refill_rounds", "learning.algorithm")),
+        (["rollout.drop_equal_groups=true"], ("rollout.drop_equal_groups", "learning.algorithm")),
         (["learning.loss_average=constant"], ("loss_average", "loss_constant")),
         (["learning.loss_constant=100"], ("loss_average", "loss_constant")),
         (["learning.scale_by_deviation=false"], ("scale_by_deviation", "algorithm")),
         (["learning.kl_target=0.1"], ("kl_target", "kl_coefficient")),
+        (["learning.lone_episodes=true"], ("lone_episodes", "ppo")),
+        (
+            ["learning.lone_episodes=true", "learning.algorithm=grpo", "rollout.group_size=2"],
+            ("learning.lone_episodes", "rollout.group_size"),
+        ),
         (
             [
                 "learning.algorithm=reinforce_plus_plus_baseline",

@@ -14,7 +14,7 @@ from searchrl.data.jsonl import write_jsonl
 from searchrl.data.questions import Question, read_questions
 from searchrl.errors import InputError
 from searchrl.experiment import Experiment
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from tests.command_line import good
 
 GUIDE: dict[str, Any] = {"data_source": "sample", "prompt": "Who?", "golden_answers": ["Ada Byron"]}

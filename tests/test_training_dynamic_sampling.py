@@ -10,6 +10,7 @@ import pytest
 from searchrl.data.questions import Question
 from searchrl.training.dynamic_sampling import collect_teaching
 from searchrl.training.learner import Group, Metrics
+from searchrl.training.options import RolloutOptions
 from searchrl.training.rollout import Rollout
 from tests.training_fixtures import episode
 
@@ -17,7 +18,11 @@ QUESTIONS = [Question(f"q{n}", f"What is {n}?", (str(n),)) for n in range(12)]
 
 
 def sample(
-    teaches: Callable[[str], bool], rounds: int, step: int = 0, asked: int = 4
+    teaches: Callable[[str], bool],
+    rounds: int,
+    step: int = 0,
+    asked: int = 4,
+    drop_equal: bool = False,
 ) -> tuple[Rollout, Metrics, list[list[str]]]:
     """Run one step of questions that teach or not; also says which were asked in each round."""
     calls: list[list[str]] = []
@@ -32,7 +37,8 @@ def sample(
         ]
         return Rollout(tuple(e for group in made for e in group.episodes), tuple(made))
 
-    run = collect_teaching(roll, QUESTIONS, QUESTIONS[:asked], rounds, 7, step)
+    options = RolloutOptions(refill_rounds=rounds, drop_equal_groups=drop_equal)
+    run = collect_teaching(roll, QUESTIONS, QUESTIONS[:asked], options, 7, step)
     rollout, metrics = asyncio.run(run)
     return rollout, metrics, calls
 
@@ -44,6 +50,14 @@ def names(rollout: Rollout) -> list[str]:
 def test_without_rounds_every_group_stays() -> None:
     rollout, metrics, calls = sample(lambda name: name != "q1", rounds=0)
     assert names(rollout) == ["q0", "q1", "q2", "q3"] == calls[0]
+    assert metrics == {"groups/all_equal": 0.25, "groups/refills": 0}
+
+
+def test_groups_that_teach_nothing_may_go_without_others_in_their_place() -> None:
+    rollout, metrics, calls = sample(lambda name: name != "q1", rounds=0, drop_equal=True)
+    assert names(rollout) == ["q0", "q2", "q3"]
+    assert len(calls) == 1
+    assert len(rollout.episodes) == 8
     assert metrics == {"groups/all_equal": 0.25, "groups/refills": 0}
 
 

@@ -19,7 +19,8 @@ from searchrl.data.questions import read_questions
 from searchrl.data.storage import read_manifest
 from searchrl.errors import InputError
 from searchrl.models.local import LocalModel
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.run_directory import RunDirectory
 from searchrl.training.trainer import OnStep, train
 from tests.training_fixtures import (
@@ -161,7 +162,7 @@ _PROCESS = """
 import sys
 from pathlib import Path
 import torch
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.run_directory import RunDirectory
 from searchrl.training.trainer import train
 from tests.training_fixtures import ParityExperiment
@@ -278,7 +279,7 @@ def test_a_recipe_whose_model_is_missing_leaves_no_run(model: Path, tmp_path: Pa
 _HOLDER = """
 import sys
 from pathlib import Path
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.run_directory import RunDirectory
 with RunDirectory(Path(sys.argv[1])).open(load_recipe("tiny-grpo"), resume=False):
     print("held", flush=True)

@@ -15,11 +15,15 @@ from searchrl.agents.episode import Episode, Reward, Segment
 from searchrl.data.questions import Question
 from searchrl.experiment import Experiment
 from searchrl.models.local import LocalModel
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.learner import Group, Learner
 from searchrl.training.options import LearningOptions
 
 VOCABULARY = 60
+MIXED = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0]]
+"""Rewards of three groups, one of which has nothing to compare."""
+PPO: dict[str, Any] = {"algorithm": "ppo", "lam": 0.9, "gamma": 0.99}
 Piece = tuple[Literal["prompt", "model", "environment"], int]
 SHAPE: tuple[Piece, ...] = (("prompt", 5), ("model", 3), ("environment", 4), ("model", 2))
 
@@ -108,6 +112,16 @@ def watch_gradients(subject: Learner) -> list[dict[str, torch.Tensor]]:
 
         optimizer.register_step_pre_hook(note)
     return seen
+
+
+def gradients_of(
+    made: Sequence[Group], model: PreTrainedModel | None = None, **values: Any
+) -> dict[str, torch.Tensor]:
+    """All gradients of one update by a learner made with ``values``."""
+    subject = learner(model, **values)
+    seen = watch_gradients(subject)
+    subject.update(made, 0)
+    return merged(seen)
 
 
 def merged(seen: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

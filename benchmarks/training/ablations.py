@@ -30,7 +30,8 @@ from searchrl.agents.trained import open_agent
 from searchrl.experiment import Experiment
 from searchrl.models import local
 from searchrl.models.local import LocalModel
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.rewards.context_recall import ContextRecall
 from searchrl.training import networks
 from searchrl.training.learner import Learner

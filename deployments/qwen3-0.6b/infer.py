@@ -55,7 +55,7 @@ def recipe_of(model: Path) -> str:
 
 def command(arguments: argparse.Namespace) -> list[str]:
     """The arguments of ``searchrl``."""
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
 
     recipe = recipe_of(arguments.model_path)
     asked = ["ask", arguments.prompt, "--recipe", recipe, "--searcher", str(arguments.model_path)]

@@ -27,11 +27,13 @@ from searchrl.agents.search_o1 import SearchO1Agent, SearchO1Options
 from searchrl.agents.search_r1 import SearchR1Options
 from searchrl.agents.trained import AgentOptions, open_agent
 from searchrl.evaluation.comparison import Entrant
+from searchrl.evaluation.options import MODELLESS, MethodName, method_of
 from searchrl.experiment import Experiment, Split
 from searchrl.models.protocol import LanguageModel
 from searchrl.models.weights import model_identity, weights_identity
 from searchrl.options import Options
-from searchrl.recipe import MODELLESS, MethodName, Recipe, load_recipe, method_of
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.training.checkpoint import run_of, searcher_path
 
 

@@ -1,56 +1,33 @@
-"""A recipe fixes a whole experiment: one TOML file, checked before anything runs.
+"""A recipe fixes a whole experiment; this is its schema, made of the sections of every room.
 
-Values come from the schema's defaults, then the file, then ``--set key=value``. An unknown key is
-refused with the nearest known one; the resolved recipe is saved as JSON and is itself a valid
-recipe.
+A section is checked by the room that it belongs to; what has to hold between sections is checked
+here. ``recipe_file.py`` reads recipes from TOML.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import Discriminator, PositiveInt, Tag, model_validator
 
 from searchrl.agents.ircot import IrcotOptions
 from searchrl.agents.prompts import Style
 from searchrl.agents.s3 import S3Options
 from searchrl.agents.search_o1 import SearchO1Options
 from searchrl.agents.trained import AgentOptions
+from searchrl.data.options import DataOptions
 from searchrl.distributed.options import VerlOptions
-from searchrl.errors import InputError
-from searchrl.models.options import HttpModelOptions, LocalModelOptions
-from searchrl.options import Options
-from searchrl.retrieval.options import (
-    KINDS,
-    AnyIndexOptions,
-    Bm25Options,
-    DenseOptions,
-    HybridOptions,
-    IndexOptions,
-    RerankOptions,
+from searchrl.evaluation.options import EvaluationOptions
+from searchrl.models.options import (
+    LEAST_TEMPERATURE,
+    HttpModelOptions,
+    LocalModelOptions,
+    LoraOptions,
 )
-from searchrl.retrieval.web.options import WebOptions
+from searchrl.options import Options
+from searchrl.retrieval.choice import RetrieverOptions
+from searchrl.retrieval.options import Bm25Options, RerankOptions
+from searchrl.rewards.options import RewardOptions
 from searchrl.training.options import (
     GuardOptions,
     LearningOptions,
@@ -59,105 +36,6 @@ from searchrl.training.options import (
     SupervisedOptions,
     TrackingOptions,
 )
-
-MODELLESS = frozenset({"direct", "rag", "oracle"})
-"""Methods in which no model but the generator takes part."""
-_NAME = re.compile(r"[\w-]+")
-"""What a label or a dataset may be called."""
-SHIPPED = Path(__file__).parent / "recipes"
-_VARIANTS = frozenset(
-    {"synthwiki", "files", *KINDS, "local", "http", "web", "s3", "search_r1", "deep_retrieval"}
-)
-"""Names of a section's kinds, which pydantic counts among the keys."""
-
-
-class SynthWikiData(Options):
-    """A generated world; see ``searchrl synthwiki``."""
-
-    kind: Literal["synthwiki"] = "synthwiki"
-    seed: int = Field(ge=0, le=9_999)
-    """Worlds with different seeds share no entity."""
-    size: PositiveInt = 1_000
-    """Passages."""
-    questions: PositiveInt = 500
-    """Questions."""
-    hops: dict[int, float] | None = None
-    """Share of questions by number of gold passages; the default mix when left out."""
-
-
-class FileData(Options):
-    """A corpus and a question file of one's own."""
-
-    kind: Literal["files"]
-    corpus: Path | None = None
-    """Passages, ``.jsonl`` or ``.jsonl.gz``; may be left out where the web is searched."""
-    questions: Path
-    """Questions, in any form that ``searchrl data convert`` reads."""
-    index: Path | None = None
-    """An index built before; one is built into the run directory when left out."""
-    limit: PositiveInt | None = None
-    """Use only the first questions."""
-
-
-Data = Annotated[SynthWikiData | FileData, Field(discriminator="kind")]
-
-
-class DataOptions(Options):
-    """What is trained on, and what is held out."""
-
-    train: Data
-    test: Data
-    datasets: dict[str, Data] = Field({})
-    """What is evaluated in the place of `test`: datasets by name, each with a corpus of its own."""
-
-    @model_validator(mode="after")
-    def _check_held_out(self) -> DataOptions:
-        for name, data in {"test": self.test, **self.datasets}.items():
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"datasets.{name}: a name is made of letters, digits, _ and -")
-            if data.kind == self.train.kind == "synthwiki" and data.seed == self.train.seed:
-                raise ValueError(f"train and {name} are the same world: give them different seeds")
-        return self
-
-    @property
-    def share_a_corpus(self) -> bool:
-        """Whether one search service, which these options do not name, can answer for all."""
-        corpora = {
-            data.corpus if data.kind == "files" and data.index is None else None
-            for data in (self.train, self.test, *self.datasets.values())
-        }
-        return len(corpora) == 1 and None not in corpora
-
-
-class HttpRetrieverOptions(Options):
-    """A server that speaks Search-R1's ``/retrieve``, as ``searchrl serve`` does."""
-
-    kind: Literal["http"]
-    url: str = Field(pattern=r"^https?://[^/\s]+")
-    """The address of the operation, as in ``http://127.0.0.1:8000/retrieve``."""
-    key_variable: str | None = None
-    """Environment variable that holds the API key."""
-    seconds: float = Field(60.0, gt=0)
-    """How long one search may take, its repeats included; a server that has not answered yet is
-    waited for as long."""
-    outage: NonNegativeFloat = 600.0
-    """Seconds that the work waits for a server that has gone down."""
-    cache: NonNegativeInt = 10_000
-    """Lists of hits that are kept in memory."""
-
-
-def _kind_or_bm25(value: Any) -> Any:
-    """A retriever that names no kind is BM25."""
-    return {"kind": "bm25", **value} if isinstance(value, dict) else value
-
-
-RetrieverOptions = Annotated[
-    Annotated[
-        Bm25Options | DenseOptions | HybridOptions | HttpRetrieverOptions | WebOptions,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_kind_or_bm25),
-]
 
 
 class LocalSearcher(LocalModelOptions):
@@ -217,122 +95,6 @@ Generator = Annotated[
 Judge = Annotated[Annotated[LocalJudge, Tag("local")] | Annotated[HttpJudge, Tag("http")], _BY_KIND]
 
 
-class RewardOptions(Options):
-    """What training maximises."""
-
-    kind: Literal[
-        "gain_beyond_rag",
-        "context_recall",
-        "exact_match",
-        "f1",
-        "sub_em",
-        "search_r1_format",
-        "deep_retrieval",
-        "function",
-        "per_question",
-    ] = "gain_beyond_rag"
-    scale: Literal["paper", "code"] = "paper"
-    """Gain Beyond RAG: accuracy - base, or the released code's 2 accuracy - base."""
-    rag_k: PositiveInt = 3
-    """Passages of naive RAG, here and in evaluation."""
-    drop_solved: bool = True
-    """Do not train on questions that naive RAG already answers."""
-    cache: Path | None = None
-    """A RAG cache made before; the run directory's own when left out."""
-    structure_score: float = Field(0.2, ge=0, le=1)
-    """Search-R1's format: what a valid form is worth beside a wrong answer."""
-    final_score: float = Field(0.1, ge=0, le=1)
-    """Search-R1's format: what a wrong answer in no valid form is worth."""
-    retrieval_score: float = Field(0.0, ge=0, le=1)
-    """Search-R1's format: what a retrieved gold answer adds to a valid form."""
-    deep_retrieval_table: Literal["evidence", "recall", "ndcg"] = "evidence"
-    """DeepRetrieval: bands of the rank of the first passage with a gold answer, bands of the recall
-    of gold passages, or their NDCG."""
-    deep_retrieval_depth: PositiveInt = 3_000
-    """DeepRetrieval: passages of the query that are ranked."""
-    function: str | None = None
-    """A function of your own, as ``module:function``, for the kind ``function``, and for those
-    questions of the kind ``per_question`` that want it."""
-
-    @model_validator(mode="after")
-    def _check_function(self) -> RewardOptions:
-        if self.kind != "per_question" and (self.kind == "function") != (self.function is not None):
-            raise ValueError(
-                'kind = "function" and function = "module:function" go together: set both or none'
-            )
-        return self
-
-
-MethodName = Literal[
-    "direct",
-    "cot",
-    "sft",
-    "rag",
-    "oracle",
-    "s3",
-    "s3_no_initial",
-    "s3_no_selection",
-    "s3_no_both",
-    "search_r1",
-    "search_r1_ret",
-    "deep_retrieval",
-    "ircot",
-    "ircot_published",
-    "search_o1",
-    "search_o1_ret",
-    "search_o1_published",
-    "r1",
-]
-"""Every method that can be compared; ``methods.py`` says how each is opened."""
-
-
-def method_of(entry: str) -> MethodName:
-    """The method of an entry in a comparison: what stands before its label.
-
-    Raises:
-        ValidationError: there is no such method.
-    """
-    return _METHOD.validate_python(entry.partition(":")[0])
-
-
-_METHOD: TypeAdapter[MethodName] = TypeAdapter(MethodName)
-
-
-def _check_entry(entry: str) -> str:
-    method_of(entry)
-    _, colon, label = entry.partition(":")
-    if colon and not _NAME.fullmatch(label):
-        raise ValueError(f"{entry!r}: a label is made of letters, digits, _ and -, as in s3:ppo")
-    return entry
-
-
-Entry = Annotated[str, AfterValidator(_check_entry)]
-"""A method, with a label where it is compared with itself, as in ``s3:ppo`` and ``s3:grpo``."""
-
-
-class EvaluationOptions(Options):
-    """What is compared at the end."""
-
-    methods: tuple[Entry, ...] = ("direct", "rag", "s3")
-    """What is compared, in the order of the table: names from [Methods](methods.md), each with a
-    label after a colon where one comes more than once."""
-    searchers: dict[str, str] = Field({})
-    """By entry of `methods`: the run or checkpoint whose model it uses."""
-    questions: PositiveInt = 500
-    """Held-out questions; where there are several datasets, of each at most so many."""
-    by_source: bool = False
-    """Whether each source in a question file is a dataset of its own, with a table of its own."""
-
-    @model_validator(mode="after")
-    def _check_searchers(self) -> EvaluationOptions:
-        for entry in self.searchers:
-            if entry not in self.methods:
-                raise ValueError(f"searchers.{entry}: not one of evaluation.methods")
-            if method_of(entry) in MODELLESS:
-                raise ValueError(f"searchers.{entry}: this method has no model of its own")
-        return self
-
-
 class Recipe(Options):
     """A whole experiment."""
 
@@ -342,6 +104,7 @@ class Recipe(Options):
     retriever: RetrieverOptions = Bm25Options()
     rerank: RerankOptions | None = None
     searcher: Searcher
+    lora: LoraOptions | None = None
     generator: Generator
     judge: Judge | None = None
     agent: AgentOptions = S3Options()
@@ -362,6 +125,14 @@ class Recipe(Options):
         """Whether every source of the held-out questions is a dataset of its own."""
         return bool(self.data.datasets) or self.evaluation.by_source
 
+    @property
+    def rewards_ask_the_generator(self) -> bool:
+        """Whether training needs the generator; a searcher that answers itself does without."""
+        if self.reward.kind == "gain_beyond_rag":
+            return True
+        by_answer = self.reward.kind in ("exact_match", "f1", "sub_em", "function", "per_question")
+        return by_answer and self.agent.kind != "search_r1"
+
     @model_validator(mode="after")
     def _check_combination(self) -> Recipe:
         algorithm, lonely = self.learning.algorithm, self.rollout.group_size < 2
@@ -370,11 +141,17 @@ class Recipe(Options):
                 f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
-        if self.rollout.refill_rounds > 0 and not self.learning.compares_groups:
+        if self.learning.lone_episodes and not lonely:
             raise ValueError(
-                "rollout.refill_rounds replaces groups with equal rewards, which teach "
-                f'learning.algorithm = "{algorithm}" as others do: set it to 0'
+                "learning.lone_episodes = true takes no baseline from a group: "
+                "set rollout.group_size = 1 or leave it out"
             )
+        for name in ("refill_rounds", "drop_equal_groups"):
+            if getattr(self.rollout, name) and not self.learning.compares_groups:
+                raise ValueError(
+                    f"rollout.{name} drops groups with equal rewards, which teach "
+                    f'learning.algorithm = "{algorithm}" as others do: leave it out'
+                )
         wanted = {"search_r1_format": "search_r1", "deep_retrieval": "deep_retrieval"}
         if self.agent.kind != wanted.get(self.reward.kind, self.agent.kind):
             raise ValueError(
@@ -397,7 +174,25 @@ class Recipe(Options):
                 "episodes into too many: lower it or raise rollout.questions_per_step"
             )
         self._check_corpora()
+        self._check_engine()
         return self
+
+    def _check_engine(self) -> None:
+        if self.rollout.engine == "vllm" and self.learning.importance_cap is None:
+            raise ValueError(
+                'rollout.engine = "vllm" samples from a slightly different distribution than the '
+                "update computes: set learning.importance_cap, as in 2.0"
+            )
+        if self.rollout.engine == "vllm" and self.lora is not None:
+            raise ValueError(
+                'rollout.engine = "vllm" is handed whole weights: leave out lora, or set '
+                'rollout.engine = "native"'
+            )
+        if self.rollout.engine == "vllm" and self.rollout.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"rollout.temperature = {self.rollout.temperature}: vLLM draws at "
+                f'{LEAST_TEMPERATURE} at least; raise it, or set rollout.engine = "native"'
+            )
 
     def _check_corpora(self) -> None:
         if self.retriever.kind == "http" and not self.data.share_a_corpus:
@@ -414,165 +209,3 @@ class Recipe(Options):
                     )
             elif data.kind == "files" and data.corpus is None:
                 raise ValueError(f"data.{name}.corpus is missing")
-
-
-def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by path, or a shipped one by name, and apply ``key=value`` overrides.
-
-    Raises:
-        InputError: no such file, malformed TOML, an unknown key, or a value that does not fit.
-    """
-    path = recipe_path(source)
-    values = _read(path)
-    for override in overrides:
-        _apply(values, override)
-    _refuse_unknown(path, values)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error.errors())}") from error
-
-
-def index_options(values: Mapping[str, Any], overrides: Sequence[str]) -> IndexOptions:
-    """The options of one index, as a command gives them; overrides as in ``load_recipe``.
-
-    Raises:
-        InputError: a key does not go with the kind or is missing, or a value does not fit.
-    """
-    chosen = dict(values)
-    for override in overrides:
-        _apply(chosen, override)
-    try:
-        options: IndexOptions = TypeAdapter(AnyIndexOptions).validate_python(chosen)
-    except ValidationError as error:
-        raise InputError(f"index options: {_explain(error.errors())}") from error
-    return options
-
-
-def recipe_path(source: str) -> Path:
-    """The file a recipe name or path stands for."""
-    path, shipped = Path(source), SHIPPED / f"{source}.toml"
-    if path.is_file():
-        return path
-    if shipped.is_file():
-        return shipped
-    names = sorted(file.stem for file in SHIPPED.glob("*.toml"))
-    close = difflib.get_close_matches(source, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"shipped ones: {', '.join(names)}"
-    raise InputError(f"{source}: no such recipe file; {hint}")
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a readable recipe: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a recipe is a table of sections")
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one dotted key; the value is TOML, or a plain string where it is not."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise InputError(f"--set {override}: expected key=value, as in --set run.steps=20")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        if values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
-            raise InputError(f"--set {override}: {parent} is a value, not a section")
-    values[last] = value
-
-
-def _explain(errors: Sequence[ErrorDetails]) -> str:
-    """One line a user can act on, from pydantic's complaints."""
-    # A key that is there and wrong explains more than one that is missing.
-    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in error["loc"] if part not in _VARIANTS)
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{key} does not go with this section's kind"
-        case "missing":
-            return f"{key} is missing"
-        case "union_tag_not_found":
-            return f"{key}.kind is missing"
-        case "union_tag_invalid":
-            tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"]
-            return f"{key}.kind: {tag!r} is none of {expected}"
-        case "literal_error" if close := _nearest_choice(error):
-            return f"{key}: {error['msg']}, not {error['input']!r}; did you mean {close}?"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" if key else message
-
-
-def _nearest_choice(error: ErrorDetails) -> str | None:
-    """The choice that a value is a misspelling of, as pydantic writes it."""
-    choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-    return next(iter(difflib.get_close_matches(str(error["input"]), choices, n=1)), None)
-
-
-def _refuse_unknown(path: Path, values: dict[str, Any], prefix: str = "") -> None:
-    """Find keys that no recipe has, ahead of anything that is missing for want of them."""
-    known = _known_keys()
-    for name, value in values.items():
-        key = prefix + name
-        if key not in known:
-            nearest = _nearest(key, known)
-            hint = f"; did you mean {nearest}?" if nearest else ""
-            raise InputError(f"{path}: unknown key {key}{hint}")
-        if isinstance(value, dict) and any(other.startswith(f"{key}.") for other in known):
-            _refuse_unknown(path, value, f"{key}.")
-
-
-def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """The key that was meant: a like name in the section, that name in another, or a like key."""
-    section, _, name = key.rpartition(".")
-    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == section]
-    if close := difflib.get_close_matches(name, siblings, n=1):
-        return f"{section}.{close[0]}" if section else close[0]
-    if namesakes := [other for other in known if other.rpartition(".")[2] == name]:
-        return namesakes[0]
-    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.5)), None)
-
-
-@cache
-def _known_keys() -> tuple[str, ...]:
-    """All dotted keys of a recipe, each once."""
-    return tuple(dict.fromkeys(_keys(Recipe)))
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a schema, those of every variant included."""
-    for name, info in model.model_fields.items():
-        yield prefix + name
-        for part in _models_in(info.annotation):
-            yield from _keys(part, f"{prefix}{name}.")
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The schemas of a section; what has names free to choose is left to pydantic."""
-    if get_origin(annotation) is dict:
-        return
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models_in(argument)

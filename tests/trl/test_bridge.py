@@ -14,7 +14,7 @@ from searchrl.distributed.trl import SearchRollout, grpo_arguments, search_rewar
 from searchrl.errors import InfrastructureError
 from searchrl.experiment import Experiment
 from searchrl.models.local import load_model
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 OVERRIDES = (

@@ -103,7 +103,7 @@ def _experiment(
     """
     from searchrl.errors import InputError
     from searchrl.experiment import Experiment
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
     from searchrl.retrieval.options import KINDS
 
     if run is not None and recipe is None:

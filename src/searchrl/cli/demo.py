@@ -41,7 +41,7 @@ def command(
     from searchrl.evaluation.comparison import check_evaluation
     from searchrl.evaluation.written import to_json
     from searchrl.experiment import Experiment
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
     from searchrl.reporting.run_report import write_run_report
 
     train_world, test_world = 2 * (seed % _WORLDS), 2 * (seed % _WORLDS) + 1

@@ -50,7 +50,7 @@ def command(
     from searchrl.evaluation.written import to_json
     from searchrl.experiment import Experiment
     from searchrl.methods import entrants, find_trained
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
 
     changes = list(overrides or ())
     if methods is not None:

@@ -32,7 +32,7 @@ def command(
     from searchrl.cli.machine import use_machine
     from searchrl.cli.usage import show_usage
     from searchrl.experiment import Experiment
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
     from searchrl.rewards.rag_cache import write_original
 
     use_machine(threads)

@@ -33,7 +33,7 @@ def command(
     """
     from searchrl.cli.machine import use_machine
     from searchrl.experiment import Experiment
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
     from searchrl.training.checkpoint import searcher_path
     from searchrl.training.rejection import EXAMPLES, write_examples
 

@@ -24,7 +24,7 @@ def command(
     from searchrl.cli.progress import progress
     from searchrl.errors import InputError
     from searchrl.experiment import Experiment
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
     from searchrl.training.finetuning import finetune
     from searchrl.training.run_directory import RunDirectory
 

@@ -53,7 +53,7 @@ def command(
     from searchrl.cli.usage import show_usage
     from searchrl.errors import InputError
     from searchrl.experiment import Experiment
-    from searchrl.recipe import load_recipe
+    from searchrl.recipe_file import load_recipe
     from searchrl.training.run_directory import RunDirectory
     from searchrl.training.trainer import train
 

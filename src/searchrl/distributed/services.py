@@ -19,7 +19,7 @@ from searchrl.distributed.gathering import GatheringRetriever
 from searchrl.errors import InfrastructureError
 from searchrl.experiment import Experiment
 from searchrl.models.protocol import LanguageModel
-from searchrl.recipe import load_recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.seeding import derive_seed
 
 

@@ -16,16 +16,18 @@ from typing import Any
 
 from searchrl.agents.agent import Agent
 from searchrl.data.forms import read_dataset
+from searchrl.data.options import Data, SynthWikiData
 from searchrl.data.questions import Question
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
 from searchrl.evaluation.datasets import Comparison, compare_scores
 from searchrl.evaluation.episode_log import EpisodeLog
+from searchrl.evaluation.options import method_of
 from searchrl.evaluation.runner import Evaluated, evaluate
 from searchrl.evaluation.written import to_csv, to_json, to_latex, to_markdown
 from searchrl.experiment import Experiment, Split, first_of_all, first_of_each
 from searchrl.models.weights import model_identity
-from searchrl.recipe import Data, Recipe, SynthWikiData, method_of
+from searchrl.recipe import Recipe
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 """Opens a display for one activity: its label and its number of units."""

@@ -27,7 +27,7 @@ from searchrl.data.storage import atomic_write, write_json
 from searchrl.errors import InputError, IntegrityError
 from searchrl.evaluation.runner import Evaluated
 from searchrl.evaluation.table import EpisodeScore
-from searchrl.recipe import leaves
+from searchrl.recipe_file import leaves
 
 Settings = Mapping[str, Any]
 """What a method's scores depend on; JSON values by name."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from searchrl.data.jsonl import read_jsonl
 from searchrl.errors import InputError
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from searchrl.reporting.html import EPISODES_SHOWN, write_report
 from searchrl.reporting.metrics_log import read_metrics
 

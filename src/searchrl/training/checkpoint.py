@@ -1,9 +1,11 @@
 """Checkpoints: everything a resumed run needs, whole or absent.
 
 ``step_N`` holds the searcher in Hugging Face form, the critic, both optimizers as safetensors, and
-the KL term's weight; ``final`` and ``best`` are a searcher alone, with a model card. Nothing is
-pickled. Seeds, learning rates and data order are functions of the step, so a resumed CPU run ends
-bitwise equal to an uninterrupted one.
+the KL term's weight; ``final`` and ``best`` are a searcher alone, with a model card. Of a searcher
+with an adapter ``step_N`` holds the adapter, in PEFT's form; ``final`` and ``best`` are the model
+it is merged into, with the adapter in ``adapter`` beside it. Nothing is pickled. Seeds, learning
+rates and data order are functions of the step, so a resumed CPU run ends bitwise equal to an
+uninterrupted one.
 
 ``best`` is written ahead of the ``step_N`` it is a copy of: a kill between the two leaves a best of
 a step that a resumed run makes again, and which it therefore removes.
@@ -23,6 +25,15 @@ from safetensors.torch import load_file, save_file
 
 from searchrl.data.storage import atomic_directory, read_manifest, verify_directory
 from searchrl.errors import InputError, IntegrityError
+from searchrl.models.adapter_files import is_adapter
+from searchrl.models.adapters import (
+    has_adapter,
+    load_factors,
+    merged_weights,
+    save_adapter,
+    without_adapter,
+)
+from searchrl.models.weights import check_base
 from searchrl.training.learner import Learner
 from searchrl.training.model_card import CARD
 
@@ -31,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FINAL, BEST = "final", "best"
+FINAL, BEST, ADAPTER = "final", "best", "adapter"
 _STEP = re.compile(r"step_(\d{6,})")
 _FORM = 2
 """Of a ``step_N``; form 1 did not name the KL term's weight, which was constant."""
@@ -52,11 +63,14 @@ def save_checkpoint(
         "kl_coefficient": learner.kl_coefficient,
     }
     with atomic_directory(folder / f"step_{step:06d}", about) as out:
-        learner.searcher.save_pretrained(out / "searcher")
         tokenizer.save_pretrained(out / "searcher")
+        if has_adapter(learner.searcher):
+            save_adapter(learner.searcher, out / "searcher")
+        else:
+            learner.searcher.save_pretrained(out / "searcher")
         _save_optimizer(out / "optimizer.safetensors", learner.optimizer)
         if learner.critic is not None and learner.critic_optimizer is not None:
-            save_file(learner.critic.state_dict(), out / "critic.safetensors")
+            save_file(_trained_state(learner.critic), out / "critic.safetensors")
             _save_optimizer(out / "critic_optimizer.safetensors", learner.critic_optimizer)
     found = sorted(_checkpoints(folder))
     kept = [number for number, _ in found if number <= step][-keep:]
@@ -118,7 +132,13 @@ def _save_searcher(
     card: str,
 ) -> Path:
     with atomic_directory(place, about) as out:
-        searcher.save_pretrained(out)
+        if has_adapter(searcher):
+            plain, merged = without_adapter(searcher), merged_weights(searcher)
+            plain.save_pretrained(out, state_dict=merged)
+            tokenizer.save_pretrained(out / ADAPTER)
+            save_adapter(searcher, out / ADAPTER)
+        else:
+            searcher.save_pretrained(out)
         tokenizer.save_pretrained(out)
         (out / CARD).write_text(card, encoding="utf-8")
     return place
@@ -155,8 +175,12 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     if (form := about.get("form", 1)) not in (1, _FORM):
         raise InputError(f"{path}: is of form {form}, which a later version of searchrl wrote")
     learner.kl_coefficient = about.get("kl_coefficient", learner.kl_coefficient)
-    tied = bool(learner.searcher.config.tie_word_embeddings)
-    _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
+    if has_adapter(learner.searcher):
+        check_base(path / "searcher")
+        load_factors(learner.searcher, path / "searcher")
+    else:
+        tied = bool(learner.searcher.config.tie_word_embeddings)
+        _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
     _load_optimizer(path / "optimizer.safetensors", learner.optimizer)
     if learner.critic is not None and learner.critic_optimizer is not None:
         _load_weights(learner.critic, path / "critic.safetensors", tied=False)
@@ -166,13 +190,17 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
 def searcher_path(path: Path) -> Path:
     """The searcher inside a run, a checkpoint or ``final``, verified where it has a manifest.
 
+    An adapter is a searcher as well, where it lies or by its own path.
+
     Raises:
         InputError: there is no trained searcher at ``path``.
     """
     candidates = (path / "checkpoints" / FINAL, path / "searcher", path)
     for candidate in candidates:
-        if (candidate / "config.json").is_file() and (candidate / "tokenizer.json").is_file():
-            holder = path if candidate.name == "searcher" else candidate
+        described = (candidate / "config.json").is_file() or is_adapter(str(candidate))
+        if described and (candidate / "tokenizer.json").is_file():
+            within = candidate.name in ("searcher", ADAPTER)
+            holder = candidate.parent if within else candidate
             if (holder / "manifest.json").is_file():
                 verify_directory(holder)
             return candidate
@@ -204,8 +232,17 @@ def _load_weights(module: torch.nn.Module, path: Path, tied: bool) -> None:
         raise InputError(f"{path}: does not fit this recipe's model ({reason})") from error
     # A tied head is stored once, under the embedding's name.
     missing = [name for name in missing if not (tied and name == "lm_head.weight")]
+    # What is frozen is not stored: an adapter's base has it.
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    missing = [name for name in missing if name not in frozen]
     if missing or unexpected:
         raise InputError(f"{path}: does not fit this recipe's model ({[*missing, *unexpected][0]})")
+
+
+def _trained_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A module's state without what is frozen."""
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
 def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:

@@ -4,6 +4,9 @@ Groups with equal rewards are dropped and other questions are asked in their pla
 number of rounds. Which ones is a function of (run seed, step, round), so a resumed run asks the
 same. Where nothing teaches after the last round, the step keeps what the first one made.
 
+Groups may be dropped without others in their place, which costs a step nothing and spares it their
+passes.
+
 Differs from the paper: the questions of a later round are drawn from all those the step has not
 asked yet, not taken from the steps ahead, so no step depends on how many groups others dropped.
 """
@@ -16,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from searchrl.data.questions import Question
 from searchrl.seeding import derive_seed
 from searchrl.training.learner import Group, Metrics
+from searchrl.training.options import RolloutOptions
 from searchrl.training.rollout import Rollout
 
 Roll = Callable[[Sequence[Question]], Awaitable[Rollout]]
@@ -26,7 +30,7 @@ async def collect_teaching(
     roll: Roll,
     questions: Sequence[Question],
     asked: Sequence[Question],
-    rounds: int,
+    options: RolloutOptions,
     seed: int,
     step: int,
 ) -> tuple[Rollout, Metrics]:
@@ -36,7 +40,7 @@ async def collect_teaching(
         roll: makes the episodes.
         questions: all there are.
         asked: the questions of the step.
-        rounds: how often others are asked at most.
+        options: whether groups are dropped, and how often others are asked in their place.
         seed: of the run.
         step: counted from 0.
 
@@ -46,7 +50,7 @@ async def collect_teaching(
     first = await roll(asked)
     episodes, made = list(first.episodes), list(first.groups)
     seen, refills = {question.id for question in asked}, 0
-    while refills < rounds and (missing := len(asked) - len(teaching(made))) > 0:
+    while refills < options.refill_rounds and (missing := len(asked) - len(teaching(made))) > 0:
         fresh = refill(questions, seen, missing, seed, step, refills)
         if not fresh:
             break
@@ -55,7 +59,8 @@ async def collect_teaching(
         more = await roll(fresh)
         episodes += more.episodes
         made += more.groups
-    kept = made if not rounds else (teaching(made) or list(first.groups))
+    drops = options.refill_rounds > 0 or options.drop_equal_groups
+    kept = (teaching(made) or list(first.groups)) if drops else made
     equal = len(made) - len(teaching(made))
     return Rollout(tuple(episodes), tuple(kept)), {
         "groups/all_equal": equal / len(made) if made else 0.0,

@@ -7,14 +7,15 @@ predicted: with a real vocabulary and mostly retrieved text, this is most of the
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from searchrl.models.adapters import copy_of_trained
 from searchrl.models.packed_attention import TreeAttention, packs, run_packed
 from searchrl.training.batch import TokenBatch
+from searchrl.training.recomputation import recomputing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -41,25 +42,23 @@ def token_logprobs(
 
 
 class Critic(nn.Module):
-    """A copy of the searcher's trunk with one number for a head, 0 everywhere at first."""
+    """A copy of the searcher's trunk with one number for a head, 0 everywhere at first.
+
+    Where the searcher has an adapter the trunk has one of its own, on the same frozen weights.
+    """
 
     def __init__(self, searcher: PreTrainedModel) -> None:
         super().__init__()
         # A copy keeps what a new trunk would lose: device, buffers in full precision, no dropout.
-        self.trunk = copy.deepcopy(searcher.model)
-        self.head = nn.Linear(
-            searcher.config.hidden_size,
-            1,
-            bias=False,
-            device=searcher.device,
-            dtype=searcher.dtype,
-        )
+        self.trunk = copy_of_trained(searcher.model)
+        # In single precision whatever the trunk's form: bfloat16 tells too few values apart.
+        self.head = nn.Linear(searcher.config.hidden_size, 1, bias=False, device=searcher.device)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, batch: TokenBatch) -> torch.Tensor:
         """Value of the state in which each trainable token was sampled, ``[A]``."""
         hidden_UD, states_A = _states(self.trunk, batch)
-        values_A: torch.Tensor = self.head(hidden_UD).squeeze(-1).float()[states_A]
+        values_A: torch.Tensor = self.head(hidden_UD.float()).squeeze(-1).float()[states_A]
         return values_A
 
 
@@ -71,15 +70,17 @@ def _states(trunk: nn.Module, batch: TokenBatch) -> tuple[torch.Tensor, torch.Te
     """
     config: PretrainedConfig = trunk.config  # type: ignore[assignment]
     if not packs(config):
-        output = trunk(input_ids=batch.padded_BT, use_cache=False)
+        with recomputing(trunk):
+            output = trunk(input_ids=batch.padded_BT, use_cache=False)
         hidden_AD = output.last_hidden_state[batch.rows_A, batch.columns_A]
         return hidden_AD, torch.arange(len(hidden_AD), device=hidden_AD.device)
     device, tree = batch.rows_A.device, batch.tree
-    hidden_ND = run_packed(
-        trunk,
-        torch.from_numpy(tree.token_ids).to(device),
-        torch.from_numpy(tree.positions).to(device),
-        TreeAttention(tree, device),
-    )
+    with recomputing(trunk):
+        hidden_ND = run_packed(
+            trunk,
+            torch.from_numpy(tree.token_ids).to(device),
+            torch.from_numpy(tree.positions).to(device),
+            TreeAttention(tree, device),
+        )
     places_U, states_A = batch.places_A.unique(return_inverse=True)
     return hidden_ND[places_U], states_A

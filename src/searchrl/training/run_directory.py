@@ -23,7 +23,8 @@ from searchrl.data.locks import hold
 from searchrl.data.questions import Question
 from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
-from searchrl.recipe import Recipe, leaves, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import leaves, load_recipe
 
 Status = Literal["started", "success", "error", "cancelled"]
 _PACKAGES = ("searchrl", "torch", "transformers", "PyStemmer", "regex", "numpy")

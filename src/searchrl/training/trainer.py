@@ -90,13 +90,15 @@ class _Trainer:
         self._run_directory = run
         if self._recipe.reward.function is not None:
             load_function(self._recipe.reward.function)
-        self._searcher: LocalModel = experiment.trainable()
+        rollout = self._recipe.rollout
+        vllm = rollout.vllm if rollout.engine == "vllm" else None
+        self._searcher: LocalModel = experiment.trainable(vllm)
         needs_reference = self._recipe.learning.kl_coefficient > 0
         self._learner = Learner(
             self._searcher.model,
             self._recipe.learning,
             self._recipe.rollout.temperature,
-            experiment.searcher().model if needs_reference else None,
+            experiment.reference(self._searcher) if needs_reference else None,
             self._recipe.run.steps,
         )
 
@@ -235,18 +237,17 @@ class _Trainer:
             return await collect(agent, reward, some, options, seed, step, smallest)
 
         asked = questions_of_step(questions, step, options.questions_per_step, seed)
-        rollout, metrics = await collect_teaching(
-            roll, questions, asked, options.refill_rounds, seed, step
-        )
+        rollout, metrics = await collect_teaching(roll, questions, asked, options, seed, step)
         if not rollout.groups:
             raise InputError(
                 f"step {step + 1}: no episode can be learned from; raise the response budget"
             )
-        seconds = time.perf_counter() - started
-        return rollout, rollout_metrics(rollout) | metrics | {"seconds/rollout": seconds}
+        metrics |= self._searcher.measures() | {"seconds/rollout": time.perf_counter() - started}
+        return rollout, rollout_metrics(rollout) | metrics
 
     def _learn(self, rollout: Rollout, step: int) -> Metrics:
         started = time.perf_counter()
+        self._searcher.rest()
         metrics = self._learner.update(rollout.groups, step)
         return metrics | {"seconds/update": time.perf_counter() - started}
 
@@ -274,7 +275,10 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "episodes/invalid_turns": _mean([t.action.kind is ActionKind.INVALID for t in turns]),
         "episodes/response_tokens": _mean([sum(e.trainable_mask) for e in episodes]),
         "episodes/context_passages": _mean([len(episode.context) for episode in episodes]),
-        "reward/mean": _mean([reward for group in rollout.groups for reward in group.rewards]),
+        # Of groups that are left out of the update too, or it would not tell how good they are.
+        "reward/mean": _mean(
+            [v for e in episodes if e.reward and (v := e.reward.value) is not None]
+        ),
     }
     for part in sorted({name for e in episodes if e.reward for name in e.reward.parts}):
         values = [e.reward.parts[part] for e in episodes if e.reward and part in e.reward.parts]
