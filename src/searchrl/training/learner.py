@@ -406,7 +406,8 @@ class Learner:
         self, model: PreTrainedModel, batch: TokenBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with self._precision():
-            return token_logprobs(model, batch, self._temperature)
+            checkpointed = self._options.gradient_checkpointing
+            return token_logprobs(model, batch, self._temperature, checkpointed)
 
     def _values(self, critic: Critic, batch: TokenBatch) -> torch.Tensor:
         with self._precision():
