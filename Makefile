@@ -53,7 +53,7 @@ test-trl: .venv-trl/ready
 	touch $@
 
 .venv/searchrl-dev: .venv/searchrl pyproject.toml
-	$(PIP) --editable '.[torch,serve,mcp,faiss,parquet,hub,dev]'
+	$(PIP) --editable '.[torch,lora,serve,mcp,faiss,parquet,hub,dev]'
 	touch $@
 
 clean:
