@@ -68,7 +68,7 @@ test-vllm: .venv-vllm/ready
 	touch $@
 
 .venv/searchrl-dev: .venv/searchrl pyproject.toml
-	$(PIP) --editable '.[torch,serve,mcp,faiss,parquet,hub,dev]'
+	$(PIP) --editable '.[torch,lora,serve,mcp,faiss,parquet,hub,dev]'
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@ import torch
 from searchrl.errors import InputError
 from searchrl.models.adapters import add_adapter
 from searchrl.models.options import LoraOptions
+from searchrl.training import networks
 from searchrl.training.adamw import MasterAdamW, open_adamw
 from searchrl.training.placement import Placement
 from searchrl.training.recomputation import recompute_blocks
@@ -57,6 +58,13 @@ def gradients(**values: Any) -> dict[str, torch.Tensor]:
 def test_checkpointed_blocks_give_the_same_gradients(values: dict[str, Any]) -> None:
     whole = gradients(**values)
     assert_bitwise_equal(gradients(**values, gradient_checkpointing=True), whole)
+
+
+def test_a_head_in_parts_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"algorithm": "grpo", "entropy_coefficient": 0.01}
+    whole = gradients(**values)
+    monkeypatch.setattr(networks, "STATES_AT_A_TIME", 7)
+    assert_close(gradients(**values, gradient_checkpointing=True), whole, 1e-6)
 
 
 def test_checkpointed_blocks_keep_far_less() -> None:

@@ -119,7 +119,8 @@ def _training(recipe: Recipe, searcher: LocalSearcher, shape: Shape) -> Iterator
     note = f"a micro-batch of {padded:,} tokens"
     yield Part("activations", device, activations, note, "update")
     note = f"{predicted:,} predicted tokens"
-    yield Part("head", device, head_bytes(shape, predicted), note, "update")
+    head = head_bytes(shape, predicted, options.gradient_checkpointing)
+    yield Part("head", device, head, note, "update")
     if recipe.rollout.engine == "vllm":
         yield from _vllm(recipe.rollout.vllm, device, shape)
     else:

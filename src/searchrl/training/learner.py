@@ -480,7 +480,10 @@ class Learner:
 
     def _logprobs(self, policy: Policy, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with self._precision():
-            found: tuple[torch.Tensor, torch.Tensor] = policy(batch, self._temperature)
+            checkpointed = self._options.gradient_checkpointing
+            found: tuple[torch.Tensor, torch.Tensor] = policy(
+                batch, self._temperature, checkpointed
+            )
             return found
 
     def _values(self, critic: Critic, batch: TokenBatch) -> torch.Tensor:

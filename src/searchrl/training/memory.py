@@ -87,12 +87,17 @@ def factor_weights(shape: Shape, lora: LoraOptions) -> int:
     return shape.layers * lora.rank * sum(sides[name] for name in chosen)
 
 
-def head_bytes(shape: Shape, predicted: int) -> int:
+STATES_AT_A_TIME = 512
+"""Whose distributions a checkpointed head holds together."""
+
+
+def head_bytes(shape: Shape, predicted: int, checkpointed: bool = False) -> int:
     """The head over so many predicted tokens: distributions and their gradients.
 
     Two are kept for the backward pass, log-probabilities and probabilities, and two more pass by.
     """
-    return FULL * predicted * (4 * shape.vocabulary + shape.hidden)
+    held = min(predicted, STATES_AT_A_TIME) if checkpointed else predicted
+    return FULL * (held * 4 * shape.vocabulary + predicted * shape.hidden)
 
 
 def adamw_bytes(weights: int, masters: bool = False) -> int:

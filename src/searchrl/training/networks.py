@@ -7,14 +7,17 @@ predicted: with a real vocabulary and mostly retrieved text, this is most of the
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from searchrl.models.adapters import copy_of_trained
 from searchrl.models.packed_attention import TreeAttention, packs, run_packed
 from searchrl.training.batch import TokenBatch
+from searchrl.training.memory import STATES_AT_A_TIME
 from searchrl.training.recomputation import recomputing
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def token_logprobs(
-    model: PreTrainedModel, batch: TokenBatch, temperature: float
+    model: PreTrainedModel, batch: TokenBatch, temperature: float, checkpointed: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of every trainable token, and the entropy where it was drawn.
 
@@ -30,15 +33,39 @@ def token_logprobs(
         model: a causal language model with a ``model`` trunk and an ``lm_head``.
         batch: the episodes.
         temperature: the one the tokens were sampled with; the distribution is the same.
+        checkpointed: hold the distributions of a few states at a time, and compute them anew in the
+            backward pass.
 
     Returns:
         Two ``[A]`` vectors, in nats.
     """
     hidden_UD, states_A = _states(model.model, batch)
-    logits_UV = model.lm_head(hidden_UD).float() / temperature
+    if not checkpointed:
+        return _predict(model.lm_head, temperature, hidden_UD, states_A, batch.targets_A)
+    places, parts = [], []
+    for start in range(0, len(hidden_UD), STATES_AT_A_TIME):
+        end = start + STATES_AT_A_TIME
+        own = torch.nonzero((states_A >= start) & (states_A < end)).flatten()
+        arguments = hidden_UD[start:end], states_A[own] - start, batch.targets_A[own]
+        head = partial(_predict, model.lm_head, temperature)
+        parts.append(checkpoint(head, *arguments, use_reentrant=False))
+        places.append(own)
+    order = torch.cat(places).argsort()
+    logprobs_A, entropy_A = (torch.cat(column)[order] for column in zip(*parts, strict=True))
+    return logprobs_A, entropy_A
+
+
+def _predict(
+    head: nn.Module,
+    temperature: float,
+    hidden_UD: torch.Tensor,
+    states_A: torch.Tensor,
+    targets_A: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits_UV = head(hidden_UD).float() / temperature
     logprobs_UV = torch.log_softmax(logits_UV, dim=-1)
     entropy_U = -(logprobs_UV.exp() * logprobs_UV).sum(dim=-1)
-    return logprobs_UV[states_A, batch.targets_A], entropy_U[states_A]
+    return logprobs_UV[states_A, targets_A], entropy_U[states_A]
 
 
 class Policy(nn.Module):
@@ -54,9 +81,11 @@ class Policy(nn.Module):
         trunk: nn.Module = self.searcher.model
         return trunk
 
-    def forward(self, batch: TokenBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, batch: TokenBatch, temperature: float, checkpointed: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``token_logprobs``."""
-        return token_logprobs(self.searcher, batch, temperature)
+        return token_logprobs(self.searcher, batch, temperature, checkpointed)
 
 
 class Critic(nn.Module):

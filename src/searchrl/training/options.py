@@ -98,8 +98,8 @@ class LearningOptions(Options):
     autocast: bool = False
     """Compute the update in bfloat16; weights and optimizer stay as they are."""
     gradient_checkpointing: bool = False
-    """Keep each block's input alone for the backward pass and compute the rest anew: the same
-    gradients, in far less memory and about a third more time."""
+    """Keep each block's input alone for the backward pass and compute the rest, and the head a part
+    at a time, anew: the same gradients, in far less memory and about a third more time."""
     offload: bool = False
     """Keep the optimizers' numbers on the CPU, and the weights of critic and reference while they
     have nothing to do."""
