@@ -93,8 +93,8 @@ def search_r1(
 ) -> Stream:
     """Search-R1: thinks a query, searches, and at the end thinks its bridges and answers."""
     for draw, world, question in asked(seed, HOPS):
-        trail, builder = _Trail(world, question, search), Builder(tokenizer)
-        builder.chat([Message("user", search_r1_prompt(question.text, "brief", None))], 0.0)
+        trail = _Trail(world, question, search)
+        builder = _opened(tokenizer, search_r1_prompt(question.text, "brief", None))
         for _ in range(SEARCHES):
             if trail.known == len(trail.gold):
                 break
@@ -110,8 +110,7 @@ def search_r1(
 def r1(tokenizer: PreTrainedTokenizerBase, seed: int, search: Search, right: float) -> Stream:
     """R1, without a search: thinks of what the question names, and says an answer of its kind."""
     for _, world, question in asked(seed, HOPS):
-        builder = Builder(tokenizer)
-        builder.chat([Message("user", search_r1_prompt(question.text, "brief", 0))], 0.0)
+        builder = _opened(tokenizer, search_r1_prompt(question.text, "brief", 0))
         subject = world.gold_entities(question)[0].name
         builder.said(f"<think>{subject}</think>\n<answer>{question.answers[0]}</answer>")
         yield builder.example()
@@ -141,8 +140,7 @@ def ircot(tokenizer: PreTrainedTokenizerBase, seed: int, search: Search, right: 
             done = trail.known == len(trail.gold)
             query = "" if done else trail.query(draw, right)
             said = f"So the answer is: {trail.answer}." if done else f"The next page is {query}."
-            builder = Builder(tokenizer)
-            builder.chat([Message("user", ircot_prompt(question.text, trail.context, "brief"))], 0)
+            builder = _opened(tokenizer, ircot_prompt(question.text, trail.context, "brief"))
             builder.read("".join(f"{sentence} " for sentence in sentences), 0.0)
             builder.spoken(said)
             yield builder.example()
@@ -157,8 +155,8 @@ def search_o1(
 ) -> Stream:
     """Search-o1: the running stream, and before it each second reading that is spliced into it."""
     for draw, world, question in asked(seed, HOPS):
-        trail, builder = _Trail(world, question, search), Builder(tokenizer)
-        builder.chat([Message("user", search_o1_prompt(question.text, "brief", SEARCHES))], 0.0)
+        trail = _Trail(world, question, search)
+        builder = _opened(tokenizer, search_o1_prompt(question.text, "brief", SEARCHES))
         queries: list[str] = []
         while trail.known < len(trail.gold) and len(queries) < SEARCHES:
             query = trail.query(draw, right)
@@ -175,11 +173,17 @@ def search_o1(
         yield builder.example()
 
 
+def _opened(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Builder:
+    """A chat of one message, up to where the model speaks; nothing of it is learned."""
+    builder = Builder(tokenizer)
+    builder.chat([Message("user", prompt)], 0.0)
+    return builder
+
+
 def _reading(
     tokenizer: PreTrainedTokenizerBase, query: str, hits: Sequence[Hit], finding: str
 ) -> Example:
-    builder = Builder(tokenizer)
-    builder.chat([Message("user", reason_in_documents_prompt("", query, hits, "brief"))], 0.0)
+    builder = _opened(tokenizer, reason_in_documents_prompt("", query, hits, "brief"))
     builder.spoken(f"**Final Information**\n{finding}")
     return builder.example()
 
