@@ -78,15 +78,18 @@ OTHER: dict[str, Any] = {
     "learning.max_grad_norm": 0.5,
     "learning.tokens_per_micro_batch": 4096,
     "learning.autocast": True,
+    "learning.lone_episodes": True,
     "learning.gradient_checkpointing": True,
     "learning.offload": True,
     "learning.final_rate": 0.5,
     "learning.loss_average": "episode",
     "learning.mask_truncated": True,
+    "learning.mask_retrieved": False,
     "learning.importance_cap": 3.0,
     "learning.kl_target": 0.1,
     "rollout.refill_rounds": 2,
     "rollout.drop_equal_groups": True,
+    "rollout.engine": "vllm",
     "tracking.services": ["tensorboard"],
     "tracking.project": "other",
     "rollout.questions_per_step": 8,
@@ -110,7 +113,7 @@ OTHER: dict[str, Any] = {
 LAUNCHER = {"verl.restarts"}
 WORKERS = {"run.keep_episodes", "searcher.thinking"}
 OF_THE_OWN_ENGINE = {"searcher.cache_gib"}
-ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon"}
+ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon", "rollout.vllm"}
 
 
 def _keys(section: str) -> Iterator[str]:
@@ -137,14 +140,22 @@ REFUSED = {
     "searcher.kind",
     "searcher.dtype",
     "learning.whiten_advantages",
+    "learning.lone_episodes",
     "learning.final_rate",
     "learning.loss_average",
     "learning.mask_truncated",
+    "learning.mask_retrieved",
     "learning.kl_target",
     "rollout.refill_rounds",
     "rollout.drop_equal_groups",
+    "rollout.engine",
 }
-OF_GRPO = {"learning.scale_by_deviation", "rollout.refill_rounds", "rollout.drop_equal_groups"}
+OF_GRPO = {
+    "learning.scale_by_deviation",
+    "learning.lone_episodes",
+    "rollout.refill_rounds",
+    "rollout.drop_equal_groups",
+}
 TWO_GPUS = "verl.gpus_per_node=2"
 
 
@@ -157,8 +168,12 @@ def test_a_key_changes_a_setting_or_is_refused_by_name(key: str) -> None:
     if key == "searcher.kind":
         served = {"url": "http://127.0.0.1:1/v1", "model": "m", "tokenizer": "t"}
         values["searcher"] = {"kind": "http", **served}
+    if key == "learning.lone_episodes":
+        values["rollout"]["group_size"] = 1
     if key == "learning.algorithm":
         values["learning"]["kl_coefficient"] = 0
+    if key == "rollout.engine":
+        values["learning"]["importance_cap"] = 2.0
     changed = Recipe.model_validate(values)
     if key in REFUSED:
         with pytest.raises(InputError, match=re.escape(key)):

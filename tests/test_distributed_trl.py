@@ -85,6 +85,7 @@ def test_a_recipe_as_trl_arguments() -> None:
         ("tiny-ppo", "seed=0", 'learning.algorithm = "ppo"'),
         ("tiny-grpo", "learning.entropy_coefficient=0.1", "learning.entropy_coefficient"),
         ("tiny-grpo", "learning.mini_batches=3", "learning.mini_batches = 3"),
+        ("tiny-grpo", "learning.mask_retrieved=false", "learning.mask_retrieved = false"),
     ],
 )
 def test_what_trl_cannot_do_is_refused(base: str, override: str, complaint: str) -> None:

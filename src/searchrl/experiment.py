@@ -24,7 +24,7 @@ from searchrl.data.questions import Question, QuestionReward, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
-from searchrl.models.options import HttpModelOptions, LocalModelOptions
+from searchrl.models.options import HttpModelOptions, LocalModelOptions, VllmOptions
 from searchrl.models.protocol import ChatModel, LanguageModel
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.recipe import HttpSearcher, LocalSearcher, Recipe
@@ -183,13 +183,17 @@ class Experiment:
         options = self.local_searcher
         return load_local(options, model)
 
-    def trainable(self) -> LocalModel:
+    def trainable(self, vllm: VllmOptions | None = None) -> LocalModel:
         """A fresh copy of the recipe's searcher whose weights, or adapter, may be trained.
 
+        Args:
+            vllm: have vLLM decode with them, opened like this.
+
         Raises:
-            InputError: the searcher is behind a server, or the adapter does not go with it.
+            InputError: the searcher is behind a server, the adapter does not go with it, or vLLM
+                cannot be opened.
         """
-        searcher, lora = self.searcher(), self.recipe.lora
+        searcher, lora = load_local(self.local_searcher, vllm=vllm), self.recipe.lora
         if lora is not None:
             from searchrl.models.adapters import add_adapter
 
@@ -442,7 +446,9 @@ def open_service(options: HttpRetrieverOptions) -> HttpRetriever:
     return HttpRetriever(options.url, key, options.seconds, options.outage, options.cache)
 
 
-def load_local(options: LocalModelOptions, model: str | None = None) -> LocalModel:
+def load_local(
+    options: LocalModelOptions, model: str | None = None, vllm: VllmOptions | None = None
+) -> LocalModel:
     """Load a local model, or another one in its place; the heavy import happens here."""
     from searchrl.models.local import load_model
 
@@ -452,4 +458,5 @@ def load_local(options: LocalModelOptions, model: str | None = None) -> LocalMod
         options.dtype,
         options.thinking,
         options.cache_gib,
+        vllm,
     )

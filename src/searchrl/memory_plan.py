@@ -19,7 +19,7 @@ from searchrl.agents.search_r1 import SearchR1Options
 from searchrl.agents.trained import AgentOptions
 from searchrl.data.options import FileData
 from searchrl.errors import InputError
-from searchrl.models.options import LocalModelOptions
+from searchrl.models.options import CPU_CACHE, LocalModelOptions, VllmOptions
 from searchrl.models.shape import Shape, read_shape
 from searchrl.recipe import HttpSearcher, LocalGenerator, LocalSearcher, Recipe
 from searchrl.retrieval.options import VectorOptions
@@ -121,7 +121,10 @@ def _training(recipe: Recipe, searcher: LocalSearcher, shape: Shape) -> Iterator
     note = f"{predicted:,} predicted tokens"
     head = head_bytes(shape, predicted, options.gradient_checkpointing)
     yield Part("head", device, head, note, "update")
-    yield from _decoding("searcher", searcher, shape, episodes, longest)
+    if recipe.rollout.engine == "vllm":
+        yield from _vllm(recipe.rollout.vllm, device, shape)
+    else:
+        yield from _decoding("searcher", searcher, shape, episodes, longest)
 
 
 def _trained(recipe: Recipe, device: str, shape: Shape, number: int) -> Iterator[Part]:
@@ -173,6 +176,18 @@ def _form(recipe: Recipe, searcher: LocalSearcher) -> Form:
     if searcher.dtype == "bfloat16":
         return "bfloat16"
     return "autocast" if recipe.learning.autocast else "float32"
+
+
+def _vllm(options: VllmOptions, device: str, shape: Shape) -> Iterator[Part]:
+    """What vLLM has beside the searcher; on a GPU its caches fill the share that it is given."""
+    number = FULL if options.dtype == "float32" else HALF
+    yield Part("vLLM, weights", device, number * shape.weights, "its copy of the searcher's")
+    name = "vLLM, key-value cache"
+    if device == "cpu":
+        yield Part(name, device, CPU_CACHE, "as much on every CPU")
+    else:
+        share = f"rollout.vllm.memory_share = {options.memory_share} of the GPU, less its weights"
+        yield Part(name, device, None, share)
 
 
 def _frozen(recipe: Recipe) -> Iterator[Part]:

@@ -18,7 +18,12 @@ from searchrl.agents.trained import AgentOptions
 from searchrl.data.options import DataOptions
 from searchrl.distributed.options import VerlOptions
 from searchrl.evaluation.options import EvaluationOptions
-from searchrl.models.options import HttpModelOptions, LocalModelOptions, LoraOptions
+from searchrl.models.options import (
+    LEAST_TEMPERATURE,
+    HttpModelOptions,
+    LocalModelOptions,
+    LoraOptions,
+)
 from searchrl.options import Options
 from searchrl.retrieval.choice import RetrieverOptions
 from searchrl.retrieval.options import Bm25Options, RerankOptions
@@ -136,6 +141,11 @@ class Recipe(Options):
                 f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
             )
+        if self.learning.lone_episodes and not lonely:
+            raise ValueError(
+                "learning.lone_episodes = true takes no baseline from a group: "
+                "set rollout.group_size = 1 or leave it out"
+            )
         for name in ("refill_rounds", "drop_equal_groups"):
             if getattr(self.rollout, name) and not self.learning.compares_groups:
                 raise ValueError(
@@ -164,7 +174,25 @@ class Recipe(Options):
                 "episodes into too many: lower it or raise rollout.questions_per_step"
             )
         self._check_corpora()
+        self._check_engine()
         return self
+
+    def _check_engine(self) -> None:
+        if self.rollout.engine == "vllm" and self.learning.importance_cap is None:
+            raise ValueError(
+                'rollout.engine = "vllm" samples from a slightly different distribution than the '
+                "update computes: set learning.importance_cap, as in 2.0"
+            )
+        if self.rollout.engine == "vllm" and self.lora is not None:
+            raise ValueError(
+                'rollout.engine = "vllm" is handed whole weights: leave out lora, or set '
+                'rollout.engine = "native"'
+            )
+        if self.rollout.engine == "vllm" and self.rollout.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"rollout.temperature = {self.rollout.temperature}: vLLM draws at "
+                f'{LEAST_TEMPERATURE} at least; raise it, or set rollout.engine = "native"'
+            )
 
     def _check_corpora(self) -> None:
         if self.retriever.kind == "http" and not self.data.share_a_corpus:

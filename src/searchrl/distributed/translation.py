@@ -317,12 +317,15 @@ def _check_learning(recipe: Recipe) -> None:
         "learning.whiten_advantages": (
             learning.algorithm == "ppo" and not learning.whiten_advantages
         ),
+        "learning.lone_episodes": learning.lone_episodes,
         "learning.final_rate": learning.final_rate != 1,
         "learning.loss_average": learning.loss_average != "token",
+        "learning.mask_retrieved": not learning.mask_retrieved,
         "learning.mask_truncated": learning.mask_truncated,
         "learning.kl_target": learning.kl_target is not None,
         "rollout.refill_rounds": recipe.rollout.refill_rounds > 0,
         "rollout.drop_equal_groups": recipe.rollout.drop_equal_groups,
+        "rollout.engine": recipe.rollout.engine != "native",
     }
     for key, is_refused in refused.items():
         if is_refused:

@@ -107,7 +107,7 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     factors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {f"{_PREFIX}{name}": value.contiguous() for name, value in factors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    [config] = model.peft_config.values()
+    config: Any = next(iter(model.peft_config.values()))
     # PEFT's own writer leaves the order of a set to chance.
     text = json.dumps(config.to_dict() | {"inference_mode": True}, indent=2, default=sorted)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")

@@ -10,6 +10,11 @@ from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, Positive
 
 from searchrl.options import Options
 
+LEAST_TEMPERATURE = 0.01
+"""What vLLM raises a temperature between 0 and this to."""
+CPU_CACHE = 1 << 30
+"""Bytes of keys and values that vLLM has on a CPU, as many as the packed decoder for its rows."""
+
 
 class LocalModelOptions(Options):
     """A model in this process."""
@@ -29,6 +34,18 @@ class LocalModelOptions(Options):
     def name(self) -> str:
         """Tells this model, and how it is asked, from others in records and cache keys."""
         return self.model if self.thinking else f"{self.model} without thinking"
+
+
+class VllmOptions(Options):
+    """vLLM as the engine of rollouts."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The number form it computes in; the weights that are trained stay as they are."""
+    memory_share: float = Field(0.3, gt=0, lt=1)
+    """Share of a GPU's memory that it takes, its copy of the weights included; on a CPU it takes
+    1 GiB beside that copy."""
+    sleep: bool = True
+    """Whether it gives up a GPU's memory while the update computes."""
 
 
 class LoraOptions(Options):

@@ -62,7 +62,7 @@ class MasterAdamW(torch.optim.AdamW):
             if weight.grad is not None:
                 master.grad = weight.grad.to(master.device, master.dtype)
                 weight.grad = None
-        loss = super().step(closure)
+        loss: float | None = super().step(closure)
         self._round()
         return loss
 

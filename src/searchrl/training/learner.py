@@ -6,8 +6,9 @@ those of the weights that sampled, from the very pass the update makes or repeat
 exactly 1 until the first optimizer step.
 
 A step of a single optimizer step needs no look back: its one pass gives old and new at once. Only
-where the weights move between passes (``epochs`` or ``mini_batches`` above 1) are old
-log-probabilities and values computed before.
+where the weights move between passes (``epochs`` or ``mini_batches`` above 1), or where tokens that
+nobody sampled are learned from (``mask_retrieved = false``), are old log-probabilities and values
+computed before.
 
 Episodes whose advantages are known to be zero (``credit``) are not passed through at all. Where
 nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
@@ -31,7 +32,7 @@ from searchrl.agents.episode import EndReason, Episode
 from searchrl.models.adapters import has_adapter
 from searchrl.training.adamw import open_adamw, trained_parameters
 from searchrl.training.averaging import token_weights
-from searchrl.training.batch import TokenBatch, tree_batches
+from searchrl.training.batch import TokenBatch, learned_mask, tree_batches
 from searchrl.training.credit import Evidence, assign_credit, known_to_be_idle
 from searchrl.training.importance import truncated_weights
 from searchrl.training.kl_control import next_coefficient
@@ -74,6 +75,8 @@ class _Sample:
 
     episode: Episode
     reward: float
+    tokens: int
+    """Trainable ones."""
     counted: bool
     """Whether it takes part in the loss."""
     teaches: bool
@@ -85,11 +88,6 @@ class _Sample:
     reference_logprobs: torch.Tensor | None = None
     old_values: torch.Tensor | None = None
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def tokens(self) -> int:
-        """Trainable ones."""
-        return sum(self.episode.trainable_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +176,8 @@ class Learner:
     @property
     def _single(self) -> bool:
         """Whether an update is one optimizer step, whose pass is the look back as well."""
-        return self._options.epochs == 1 and self._options.mini_batches == 1
+        options = self._options
+        return options.epochs == 1 and options.mini_batches == 1 and options.mask_retrieved
 
     def _control(self, metrics: Metrics, episodes: int) -> Metrics:
         """Note the KL term's weight, and adapt it where it has a target."""
@@ -209,7 +208,8 @@ class Learner:
         regularised = options.entropy_coefficient > 0 or (
             self._reference is not None and options.kl_placement == "loss"
         )
-        return _Sample(episode, reward, counted, counted and (regularised or not silent))
+        tokens = sum(learned_mask(episode, options.mask_retrieved))
+        return _Sample(episode, reward, tokens, counted, counted and (regularised or not silent))
 
     def _pack(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
         """Micro-batches, packed once and for all passes of the step."""
@@ -218,7 +218,8 @@ class Learner:
         for indices in tree_batches(sequences, self._options.tokens_per_micro_batch):
             chosen = tuple(samples[index] for index in indices)
             episodes = [sample.episode for sample in chosen]
-            made.append(_MicroBatch(chosen, TokenBatch.of(episodes, self.searcher.device)))
+            masked, device = self._options.mask_retrieved, self.searcher.device
+            made.append(_MicroBatch(chosen, TokenBatch.of(episodes, device, masked)))
         return made
 
     def _pack_idle(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
@@ -332,11 +333,11 @@ class Learner:
             micro_batch: episodes that teach.
             taught: trainable tokens of all that teach in the optimizer step.
         """
-        options, samples = self._options, micro_batch.samples
-        sampled_A = micro_batch.batch.sampled_logprobs_A
-        logprobs_A, entropy_A = self._logprobs(self.searcher, micro_batch.batch)
+        options, samples, batch = self._options, micro_batch.samples, micro_batch.batch
+        logprobs_A, entropy_A = self._logprobs(self.searcher, batch)
         old = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
         old_A = torch.cat(old) if old else logprobs_A.detach()
+        sampled_A = torch.where(batch.was_sampled_A, batch.sampled_logprobs_A, old_A)
         advantages_A = torch.cat([sample.advantages for sample in samples])
         weights_A = torch.cat([torch.full_like(s.advantages, s.weight) for s in samples])
         losses_A = policy_losses(

@@ -40,7 +40,7 @@ def recompute_blocks(trunk: torch.nn.Module) -> None:
     run = partial(checkpoint, use_reentrant=False, context_fn=partial(_contexts, config))
     for block in blocks:
         block.gradient_checkpointing = True
-        block._gradient_checkpointing_func = run
+        vars(block)["_gradient_checkpointing_func"] = run
 
 
 @contextmanager

@@ -90,7 +90,9 @@ class _Trainer:
         self._run_directory = run
         if self._recipe.reward.function is not None:
             load_function(self._recipe.reward.function)
-        self._searcher: LocalModel = experiment.trainable()
+        rollout = self._recipe.rollout
+        vllm = rollout.vllm if rollout.engine == "vllm" else None
+        self._searcher: LocalModel = experiment.trainable(vllm)
         needs_reference = self._recipe.learning.kl_coefficient > 0
         self._learner = Learner(
             self._searcher.model,
@@ -240,11 +242,12 @@ class _Trainer:
             raise InputError(
                 f"step {step + 1}: no episode can be learned from; raise the response budget"
             )
-        seconds = time.perf_counter() - started
-        return rollout, rollout_metrics(rollout) | metrics | {"seconds/rollout": seconds}
+        metrics |= self._searcher.measures() | {"seconds/rollout": time.perf_counter() - started}
+        return rollout, rollout_metrics(rollout) | metrics
 
     def _learn(self, rollout: Rollout, step: int) -> Metrics:
         started = time.perf_counter()
+        self._searcher.rest()
         metrics = self._learner.update(rollout.groups, step)
         return metrics | {"seconds/update": time.perf_counter() - started}
 
