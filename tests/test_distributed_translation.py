@@ -99,6 +99,7 @@ OTHER: dict[str, Any] = {
     "run.steps": 3,
     "run.save_every": 3,
     "run.keep_checkpoints": 3,
+    "run.parallel": "fsdp",
     "verl.nodes": 2,
     "verl.gpus_per_node": 4,
     "verl.tensor_parallel": 2,
@@ -149,6 +150,7 @@ REFUSED = {
     "rollout.refill_rounds",
     "rollout.drop_equal_groups",
     "rollout.engine",
+    "run.parallel",
 }
 OF_GRPO = {
     "learning.scale_by_deviation",

@@ -315,6 +315,19 @@ def test_a_plan_follows_its_recipe(tmp_path: Path) -> None:
     assert part("index", files) == 77
 
 
+def test_vllm_has_a_copy_of_the_weights_and_caches_of_its_own() -> None:
+    wanted = ("rollout.engine=vllm", "learning.importance_cap=2.0", "rollout.vllm.dtype=bfloat16")
+    native, theirs = plan("tiny-grpo"), plan("tiny-grpo", *wanted)
+    weights = native["searcher, weights"].bytes
+    assert weights is not None
+    assert "searcher, key-value cache" not in theirs
+    assert theirs["vLLM, weights"].bytes == weights // 2
+    assert theirs["vLLM, key-value cache"].bytes == 1 << 30
+    on_gpu = plan("tiny-grpo", *wanted, "searcher.device=cuda")["vLLM, key-value cache"]
+    assert (on_gpu.device, on_gpu.bytes) == ("cuda", None)
+    assert "rollout.vllm.memory_share = 0.3 of the GPU" in on_gpu.note
+
+
 def test_a_micro_batch_holds_an_episode_at_least_and_a_step_at_most() -> None:
     tiny = plan("tiny-grpo", "learning.tokens_per_micro_batch=1")["activations"]
     assert tiny.note == "a micro-batch of 1,292 tokens"

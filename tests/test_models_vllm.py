@@ -241,8 +241,8 @@ def test_the_canary_names_both_numbers_and_takes_no_nan(local: LocalModel) -> No
             for one in engine.score(prompts, settings)
         ]
 
-    found = canary.check(lambda prompts, drawn: probe(prompts, drawn, 0.05))
-    assert found == pytest.approx(0.05, abs=1e-6)
+    mismatch = canary.check(lambda prompts, drawn: probe(prompts, drawn, 0.05))
+    assert mismatch == pytest.approx(0.05, abs=1e-5)
     with pytest.raises(UnstableError, match=r"is -\d+\.\d+ and the trainer's -\d+\.\d+, 0.2 nats"):
         canary.check(lambda prompts, drawn: probe(prompts, drawn, 0.2))
     with pytest.raises(UnstableError, match="is nan and"):

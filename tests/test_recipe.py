@@ -261,6 +261,8 @@ def test_what_does_not_fit_is_refused_in_one_line(override: str, said: str, tmp_
         (["learning.algorithm=rloo"], ("learning.algorithm", "rollout.group_size")),
         (["rollout.refill_rounds=2"], ("rollout.refill_rounds", "learning.algorithm")),
         (["rollout.drop_equal_groups=true"], ("rollout.drop_equal_groups", "learning.algorithm")),
+        (['run.parallel="fsdp"', "lora.rank=4"], ("run.parallel", "lora")),
+        (['run.parallel="fsdp"', "learning.offload=true"], ("run.parallel", "learning.offload")),
         (["learning.loss_average=constant"], ("loss_average", "loss_constant")),
         (["learning.loss_constant=100"], ("loss_average", "loss_constant")),
         (["learning.scale_by_deviation=false"], ("scale_by_deviation", "algorithm")),

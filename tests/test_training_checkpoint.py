@@ -123,7 +123,7 @@ def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
 
 
-@pytest.mark.parametrize("failing", ["_save_optimizer", "save_file"])
+@pytest.mark.parametrize("failing", ["_collected", "save_file"])
 def test_a_failure_inside_a_save_leaves_the_one_before(
     failing: str,
     tmp_path: Path,

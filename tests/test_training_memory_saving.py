@@ -75,7 +75,7 @@ def test_checkpointed_blocks_keep_far_less() -> None:
             lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda tensor: tensor
         ):
             [batch] = subject._pack(subject._samples(MADE)[0])
-            subject._logprobs(subject.searcher, batch.batch)
+            subject._logprobs(subject._policy, batch.batch)
         return sum(sizes)
 
     assert kept(True) < 0.5 * kept(False)

@@ -18,9 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.retrieval.zipf import passages, write_corpus
-from searchrl.data.corpus_store import CorpusStore, build_corpus_store
-from searchrl.retrieval.bm25 import Bm25Retriever, write_bm25
+from benchmarks.retrieval.scale import built_index, corpus_file, index_folder
+from benchmarks.retrieval.word_engines import ENGINES, Ask
+from benchmarks.retrieval.zipf import passages
+from searchrl.data.corpus_store import CorpusStore
+from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.dense import DenseRetriever
 from searchrl.retrieval.encoder import Encoder, EncoderSettings, load_encoder
 from searchrl.retrieval.options import DenseOptions
@@ -54,17 +56,12 @@ class Setting:
     @property
     def corpus(self) -> Path:
         """The corpus in Search-R1's form."""
-        return self.data / f"zipf-{self.passages}.jsonl"
+        return corpus_file(self.passages, self.data)
 
     @property
     def store(self) -> Path:
-        """Our corpus store."""
-        return self.data / f"zipf-{self.passages}.store"
-
-    @property
-    def words(self) -> Path:
-        """Our BM25 index."""
-        return self.data / f"zipf-{self.passages}.bm25"
+        """Our corpus store, and our BM25 index beside it."""
+        return index_folder("words", "ours", self.passages, self.data) / "store"
 
     @property
     def vectors(self) -> Path:
@@ -95,15 +92,11 @@ class NullSearch:
         return [self._hits[:k] for _ in queries]
 
 
-def prepare(setting: Setting) -> None:
+def prepare(setting: Setting, words: str) -> None:
     """Make what the searches open, where it is not there yet."""
-    if not setting.corpus.is_file():
-        write_corpus(setting.corpus, setting.passages)
-    if not setting.store.is_dir():
-        build_corpus_store(setting.corpus, setting.store)
-    if setting.search == "bm25" and not setting.words.is_dir():
-        setting.words.mkdir()
-        write_bm25(CorpusStore(setting.store), setting.words, 0.9, 0.4)
+    built_index("words", "ours", setting.passages, setting.data)
+    if setting.search == "bm25":
+        built_index("words", words, setting.passages, setting.data)
     if setting.search in _DIMENSIONS and not setting.vectors.is_dir():
         setting.vectors.mkdir()
         dimension = _DIMENSIONS[setting.search]
@@ -120,7 +113,7 @@ def open_ours(setting: Setting) -> Retriever:
         return NullSearch()
     store = CorpusStore(setting.store)
     if setting.search == "bm25":
-        return Bm25Retriever.open(store, setting.words)
+        return Bm25Retriever.open(store, setting.store.with_name("words"))
     return DenseRetriever(store, query_encoder(setting), setting.vectors)
 
 
@@ -165,56 +158,18 @@ class FlatEngine:
         return [[self._rows[row] for row in rows] for rows in found.tolist()], scores.tolist()
 
 
-class Bm25sEngine:
-    """bm25s on numpy, one query after the other."""
+class WordsEngine:
+    """An engine of words, one query after the other."""
 
-    def __init__(self, setting: Setting, rows: Sequence[dict[str, Any]]) -> None:
-        import bm25s
-        import Stemmer
-
+    def __init__(self, ask: Ask, rows: Sequence[dict[str, Any]]) -> None:
+        self._ask = ask
         self._rows = rows
-        self._stemmer = Stemmer.Stemmer("english")
-        self._tokenise = bm25s.tokenize
-        folder = setting.data / f"zipf-{setting.passages}.bm25s"
-        if not folder.is_dir():
-            model = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
-            texts = [passage.contents for passage in passages(setting.passages)]
-            model.index(self._tokens(texts), show_progress=False)
-            model.save(str(folder))
-        self._model = bm25s.BM25.load(str(folder), mmap=True)
 
     def batch_search(self, queries: Sequence[str], k: int) -> Found:
         """See ``Engine``."""
-        documents, scores = [], []
-        for query in queries:
-            found, values = self._model.retrieve(
-                self._tokens([query]), k=k, show_progress=False, backend_selection="numpy"
-            )
-            documents.append([self._rows[row] for row in found[0].tolist()])
-            scores.append(values[0].tolist())
-        return documents, scores
-
-    def _tokens(self, texts: list[str]) -> Any:
-        return self._tokenise(texts, stemmer=self._stemmer, stopwords="en", show_progress=False)
-
-
-class PyseriniEngine:
-    """Lucene through Pyserini, one query after the other, texts from the index's stored fields."""
-
-    def __init__(self, setting: Setting) -> None:
-        from pyserini.search.lucene import LuceneSearcher
-
-        self._searcher = LuceneSearcher(str(setting.data / f"zipf-{setting.passages}.lucene"))
-        self._searcher.set_bm25(0.9, 0.4)
-
-    def batch_search(self, queries: Sequence[str], k: int) -> Found:
-        """See ``Engine``."""
-        found = [self._searcher.search(query, k) for query in queries]
-        documents = [[json.loads(self._raw(hit.docid)) for hit in hits] for hits in found]
-        return documents, [[hit.score for hit in hits] for hits in found]
-
-    def _raw(self, name: str) -> str:
-        return str(self._searcher.doc(name).raw())
+        found = [self._ask(query, k) for query in queries]
+        documents = [[self._rows[int(name)] for name in names] for names, _ in found]
+        return documents, [list(scores) for _, scores in found]
 
 
 def open_theirs(setting: Setting, words: str) -> Engine:
@@ -224,11 +179,10 @@ def open_theirs(setting: Setting, words: str) -> Engine:
         setting: what it holds.
         words: the engine of ``bm25``, ``pyserini`` or ``bm25s``.
     """
-    if setting.search == "bm25" and words == "pyserini":
-        return PyseriniEngine(setting)
     rows = open_rows(setting.corpus)
     if setting.search == "bm25":
-        return Bm25sEngine(setting, rows)
+        folder = index_folder("words", words, setting.passages, setting.data)
+        return WordsEngine(ENGINES[words][1](folder), rows)
     return NullEngine(rows) if setting.search == "null" else FlatEngine(setting, rows)
 
 

@@ -55,7 +55,7 @@ def main() -> None:
         return
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
     for setting in settings:
-        prepare(setting)
+        prepare(setting, options.words)
         for row in compare(setting, options):
             print(row, flush=True)
 
@@ -130,7 +130,7 @@ def _await_ready(port: int, process: subprocess.Popen[bytes], log: str) -> None:
 
 def compare(setting: Setting, options: argparse.Namespace) -> Iterator[str]:
     """Rows of the table for one search."""
-    asked = list(queries(_QUERIES, setting.passages))
+    asked = [each.text for each in queries(_QUERIES, setting.passages)]
     requests = [
         search_request(asked[start : start + options.batch], TOPK)
         for start in range(0, len(asked), options.batch)

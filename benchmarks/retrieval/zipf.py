@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ _RHYMES = (
 )  # fmt: skip
 _SUFFIXES = ("", "", "", "s", "ing", "ed", "ly", "ness")
 """What Porter's stemmer is for; one in eight each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query, and the id of the passage that it was made from."""
+
+    text: str
+    passage: str
 
 
 class ZipfWords:
@@ -82,7 +91,7 @@ def passages(count: int, seed: int = 0) -> Iterator[Passage]:
             yield Passage(str(row), title, " ".join(spelled[_TITLE_WORDS:]))
 
 
-def queries(count: int, size: int, seed: int = 0) -> Iterator[str]:
+def queries(count: int, size: int, seed: int = 0) -> Iterator[Question]:
     """Questions that take their words from passages of a corpus of ``size`` passages.
 
     Args:
@@ -96,11 +105,13 @@ def queries(count: int, size: int, seed: int = 0) -> Iterator[str]:
     chosen = random.choice(blocks, min(_QUERY_BLOCKS, blocks), replace=False).tolist()
     drawn = [_block(words, seed, number)[: size - number * BLOCK] for number in chosen]
     for number in range(count):
-        block = drawn[number % len(drawn)]
-        numbers = block[int(random.integers(0, len(block)))]
+        at = number % len(drawn)
+        row = int(random.integers(0, len(drawn[at])))
+        numbers = drawn[at][row]
         content = np.unique(numbers[numbers >= 0])
         picked = random.choice(content, min(_QUERY_WORDS, len(content)), replace=False)
-        yield "who is the " + " ".join(words.spell(each) for each in picked.tolist()) + "?"
+        text = "who is the " + " ".join(words.spell(each) for each in picked.tolist()) + "?"
+        yield Question(text, str(chosen[at] * BLOCK + row))
 
 
 def write_corpus(path: Path, count: int, seed: int = 0) -> None:

@@ -6,7 +6,7 @@ here. ``recipe_file.py`` reads recipes from TOML.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, PositiveInt, Tag, model_validator
 
@@ -121,6 +121,12 @@ class Recipe(Options):
     search_o1: SearchO1Options = SearchO1Options()
 
     @property
+    def layout(self) -> Literal["ddp", "fsdp"] | None:
+        """How weights lie over several processes; none where their number decides."""
+        whole = self.lora is not None or self.learning.offload
+        return self.run.parallel or ("ddp" if whole else None)
+
+    @property
     def several_datasets(self) -> bool:
         """Whether every source of the held-out questions is a dataset of its own."""
         return bool(self.data.datasets) or self.evaluation.by_source
@@ -175,7 +181,20 @@ class Recipe(Options):
             )
         self._check_corpora()
         self._check_engine()
+        self._check_layout()
         return self
+
+    def _check_layout(self) -> None:
+        whole = {
+            "lora": self.lora is not None,
+            "learning.offload": self.learning.offload,
+        }
+        for key, is_set in whole.items():
+            if is_set and self.run.parallel == "fsdp":
+                raise ValueError(
+                    f'run.parallel = "fsdp" does not go with {key}: leave one of them out, or set '
+                    'run.parallel = "ddp"'
+                )
 
     def _check_engine(self) -> None:
         if self.rollout.engine == "vllm" and self.learning.importance_cap is None:

@@ -17,11 +17,14 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")
 _WATCH_SECONDS = 0.25
 
 
-def use_machine(threads: int | None) -> int:
-    """Set torch's threads to ``threads``, or to the cores that are free now; returns the number."""
+def use_machine(threads: int | None, processes: int = 1) -> int:
+    """Set torch's threads to ``threads``, or to the cores that are free now; returns the number.
+
+    Free cores are divided among as many ``processes`` as start on this machine at once.
+    """
     import torch
 
-    chosen = threads or free_cores()
+    chosen = threads or max(1, free_cores() // processes)
     torch.set_num_threads(chosen)
     return chosen
 

@@ -326,6 +326,7 @@ def _check_learning(recipe: Recipe) -> None:
         "rollout.refill_rounds": recipe.rollout.refill_rounds > 0,
         "rollout.drop_equal_groups": recipe.rollout.drop_equal_groups,
         "rollout.engine": recipe.rollout.engine != "native",
+        "run.parallel": recipe.run.parallel is not None,
     }
     for key, is_refused in refused.items():
         if is_refused:

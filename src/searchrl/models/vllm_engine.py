@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from searchrl.errors import InputError
+from searchrl.errors import InputError, SearchRLError
 from searchrl.models.canary import Scored
 from searchrl.models.options import CPU_CACHE, VllmOptions
 
@@ -105,10 +105,16 @@ class VllmEngine:
         self._llm.update_weights({"update_info": {"tensors": weights}})
         self._llm.finish_weight_update()
         if self._asleep:
-            self._llm.wake_up(tags=["kv_cache"])
+            if not self._llm.wake_up(tags=["kv_cache"]):
+                raise SearchRLError(
+                    f"vLLM {self.version} did not wake up; set rollout.vllm.sleep = false"
+                )
             self._asleep = False
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM kept keys and values of weights that were exchanged")
+            raise SearchRLError(
+                f"vLLM {self.version} kept keys and values of weights that were exchanged; "
+                'set rollout.engine = "native"'
+            )
 
     def score(self, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any]) -> list[Scored]:
         """Continue prompts, with the log-probability of each of their tokens but the first."""

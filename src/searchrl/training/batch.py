@@ -113,6 +113,28 @@ def _check(episode: Episode) -> None:
         )
 
 
+def tree_shares(sequences: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Indices of the sequences in so many parts of about equal trees; some may be empty.
+
+    Those that share most stay together, but for the ends of the parts.
+    """
+    if count == 1:
+        return [list(range(len(sequences)))]
+    rows = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    order = sorted(range(len(rows)), key=lambda index: (tuple(sequences[index]), index))
+    added = [
+        len(rows[index]) - (common_prefix(rows[before], rows[index]) if before is not None else 0)
+        for before, index in zip([None, *order], order, strict=False)
+    ]
+    shares: list[list[int]] = [[] for _ in range(count)]
+    whole, passed = sum(added), 0
+    for index, size in zip(order, added, strict=True):
+        # By its middle, so that no part is all of a tree while another has none of it.
+        shares[min(count - 1, (2 * passed + size) * count // (2 * whole))].append(index)
+        passed += size
+    return shares
+
+
 def tree_batches(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
     """Indices of sequences that share most together, each batch's tree within the token budget."""
     rows = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]

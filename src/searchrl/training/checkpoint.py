@@ -5,7 +5,8 @@ the KL term's weight; ``final`` and ``best`` are a searcher alone, with a model 
 with an adapter ``step_N`` holds the adapter, in PEFT's form; ``final`` and ``best`` are the model
 it is merged into, with the adapter in ``adapter`` beside it. Nothing is pickled. Seeds, learning
 rates and data order are functions of the step, so a resumed CPU run ends bitwise equal to an
-uninterrupted one.
+uninterrupted one. The form is the same however many processes train, in whatever layout: whole
+tensors, which each process takes its part of.
 
 ``best`` is written ahead of the ``step_N`` it is a copy of: a kill between the two leaves a best of
 a step that a resumed run makes again, and which it therefore removes.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from searchrl.models.adapters import (
 from searchrl.models.weights import check_base
 from searchrl.training.learner import Learner
 from searchrl.training.model_card import CARD
+from searchrl.training.parallel.tensors import like, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,13 +51,23 @@ _FORM = 2
 
 
 def save_checkpoint(
-    folder: Path, step: int, learner: Learner, tokenizer: PreTrainedTokenizerBase, keep: int
+    folder: Path,
+    step: int,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    keep: int,
+    writes: bool = True,
 ) -> None:
     """Write ``step_N`` after ``step`` finished steps, then remove what is not needed any more.
 
     Stay: the last ``keep`` checkpoints up to this one. Go: earlier ones; later ones, which are of a
     future that a resumed run makes again; and what a killed writer left half done.
+
+    All processes that train together have to call this; one of them ``writes``.
     """
+    tensors = {name: _collected(parts, writes) for name, parts in _beside_searcher(learner)}
+    if not writes:
+        return
     about = {
         "kind": "checkpoint",
         "form": _FORM,
@@ -68,10 +80,8 @@ def save_checkpoint(
             save_adapter(learner.searcher, out / "searcher")
         else:
             learner.searcher.save_pretrained(out / "searcher")
-        _save_optimizer(out / "optimizer.safetensors", learner.optimizer)
-        if learner.critic is not None and learner.critic_optimizer is not None:
-            save_file(_trained_state(learner.critic), out / "critic.safetensors")
-            _save_optimizer(out / "critic_optimizer.safetensors", learner.critic_optimizer)
+        for name, values in tensors.items():
+            save_file(values, out / name)
     found = sorted(_checkpoints(folder))
     kept = [number for number, _ in found if number <= step][-keep:]
     stale = [path for number, path in found if number not in kept]
@@ -181,6 +191,7 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     else:
         tied = bool(learner.searcher.config.tie_word_embeddings)
         _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
+    learner.adopt_searcher()
     _load_optimizer(path / "optimizer.safetensors", learner.optimizer)
     if learner.critic is not None and learner.critic_optimizer is not None:
         _load_weights(learner.critic, path / "critic.safetensors", tied=False)
@@ -226,7 +237,12 @@ def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:
 
 def _load_weights(module: torch.nn.Module, path: Path, tied: bool) -> None:
     try:
-        missing, unexpected = module.load_state_dict(load_file(path), strict=False)
+        held = module.state_dict()
+        values = {
+            name: like(held[name], value) if name in held else value
+            for name, value in load_file(path).items()
+        }
+        missing, unexpected = module.load_state_dict(values, strict=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path}: does not fit this recipe's model ({reason})") from error
@@ -245,20 +261,38 @@ def _trained_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
-def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+def _beside_searcher(
+    learner: Learner,
+) -> Iterator[tuple[str, Iterable[tuple[str, torch.Tensor]]]]:
+    """The files of a checkpoint that hold tensors, but for the searcher's own."""
+    yield "optimizer.safetensors", _optimizer_tensors(learner.optimizer)
+    if learner.critic is not None and learner.critic_optimizer is not None:
+        yield "critic.safetensors", _trained_state(learner.critic).items()
+        yield "critic_optimizer.safetensors", _optimizer_tensors(learner.critic_optimizer)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
-    tensors = {
-        f"{index}.{name}": value.contiguous()
-        for index, values in state.items()
-        for name, value in values.items()
-    }
-    save_file(tensors, path)
+    for index, values in state.items():
+        for name, value in values.items():
+            yield f"{index}.{name}", value
+
+
+def _collected(tensors: Iterable[tuple[str, torch.Tensor]], keep: bool) -> dict[str, torch.Tensor]:
+    """Whole tensors in the machine's memory, put together one by one; none where not kept."""
+    kept: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors:
+        found = whole(tensor)
+        if keep:
+            kept[name] = found.cpu().contiguous()
+    return kept
 
 
 def _load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in load_file(path).items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = like(parameters[int(index)], value)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

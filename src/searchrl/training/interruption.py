@@ -2,6 +2,9 @@
 
 The first signal ends what may be thrown away (rollouts) at once, as ``KeyboardInterrupt``, and
 waits for what may not (an update, a save). A second one waits for nothing.
+
+Several processes have to stop at the same place, so there signals are held throughout and looked
+for where all of them can agree.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_SECONDS_BETWEEN_LOOKS = 0.1
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -25,6 +30,11 @@ class Interruption:
     def __init__(self) -> None:
         self._received = 0
         self._held = False
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has come."""
+        return self._received > 0
 
     @property
     def insisted(self) -> bool:
@@ -46,18 +56,29 @@ class Interruption:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Finish the block before a first signal takes effect.
+        """Finish the block, and all that are around it, before a first signal takes effect.
 
         Raises:
             KeyboardInterrupt: one came meanwhile.
         """
-        self._held = True
+        before, self._held = self._held, True
         try:
             yield
         finally:
-            self._held = False
-        if self._received:
+            self._held = before
+        if self._received and not before:
             raise KeyboardInterrupt
+
+    async def until_received(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """What some work comes to; ``None``, with its tasks ended, where a held signal came."""
+        task = asyncio.ensure_future(work)
+        while not self.received and not task.done():
+            await asyncio.wait([task], timeout=_SECONDS_BETWEEN_LOOKS)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine as ``asyncio.run`` does, and end all its tasks in order on a signal.

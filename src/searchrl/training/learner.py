@@ -14,6 +14,9 @@ Episodes whose advantages are known to be zero (``credit``) are not passed throu
 nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
 Nor is it taken where a gradient is not finite, which is counted.
 
+Several processes (``parallel``) hand it the same groups. Each passes its share of the episodes
+through the models; what credit is made from, gradients and metrics are sums over all of them.
+
 Differs from the original s3 and Search-R1: they average per micro-batch, and let observation tokens
 into GAE, whitening and the critic's loss. A KL term in the reward of a single-step update is of the
 log-probabilities noted at sampling.
@@ -24,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -32,7 +35,7 @@ from searchrl.agents.episode import EndReason, Episode
 from searchrl.models.adapters import has_adapter
 from searchrl.training.adamw import open_adamw, trained_parameters
 from searchrl.training.averaging import token_weights
-from searchrl.training.batch import TokenBatch, learned_mask, tree_batches
+from searchrl.training.batch import TokenBatch, learned_mask, tree_batches, tree_shares
 from searchrl.training.credit import Evidence, assign_credit, known_to_be_idle
 from searchrl.training.importance import truncated_weights
 from searchrl.training.kl_control import next_coefficient
@@ -42,8 +45,11 @@ from searchrl.training.losses import (
     policy_losses,
     value_losses,
 )
-from searchrl.training.networks import Critic, token_logprobs
+from searchrl.training.networks import Critic, Policy
 from searchrl.training.options import LearningOptions
+from searchrl.training.parallel.layout import Layout, Replicated
+from searchrl.training.parallel.processes import total
+from searchrl.training.parallel.tensors import whole
 from searchrl.training.placement import Placement
 from searchrl.training.recomputation import recompute_blocks
 
@@ -51,6 +57,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Metrics = dict[str, float]
+Model = TypeVar("Model", bound=torch.nn.Module)
+Learned = TypeVar("Learned", Policy, Critic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +100,18 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class _MicroBatch:
-    """Episodes that are passed through a model together."""
+    """Episodes that are passed through a model together.
+
+    One without samples is passed through for the sake of other processes, and comes to nothing.
+    """
 
     samples: tuple[_Sample, ...]
     batch: TokenBatch
 
     def split(self, values_A: torch.Tensor) -> list[tuple[_Sample, torch.Tensor]]:
         """Each episode with its share of a vector over trainable tokens."""
+        if not self.samples:
+            return []
         parts = values_A.split(list(self.batch.lengths_B))
         return list(zip(self.samples, parts, strict=True))
 
@@ -112,6 +125,7 @@ class Learner:
         temperature: the one episodes are sampled with.
         reference: frozen copy of the searcher as training began; needed for a KL term only.
         steps: how many there will be; rates that fall do so until the last of them.
+        layout: how the models lie over the processes that train.
 
     Raises:
         ValueError: the options ask for a KL term and there is no reference.
@@ -124,21 +138,22 @@ class Learner:
         temperature: float,
         reference: PreTrainedModel | None = None,
         steps: int = 1,
+        layout: Layout | None = None,
     ) -> None:
         if options.kl_coefficient > 0 and reference is None:
             raise ValueError("a KL term needs the reference searcher")
-        self.searcher = searcher
-        self.critic = Critic(searcher) if options.algorithm == "ppo" else None
+        self._layout = layout or Replicated()
+        self._processes = self._layout.processes
         self._options = options
         self._temperature = temperature
-        self._reference = reference
         self._steps = steps
+        # One after another, so that little is whole at a time where models are cut.
+        self._reference = self._placed(Policy(reference)) if reference is not None else None
+        self.critic = self._learned(Critic(searcher)) if options.algorithm == "ppo" else None
+        self.searcher = searcher
+        self._policy = self._learned(Policy(self._layout.trained(searcher)))
         self.kl_coefficient = options.kl_coefficient
-        if options.gradient_checkpointing:
-            recompute_blocks(searcher.model)
-            if self.critic is not None:
-                recompute_blocks(self.critic.trunk)
-        self.optimizer = self._adamw(searcher)
+        self.optimizer = self._adamw(self._policy)
         self.critic_optimizer = self._adamw(self.critic) if self.critic is not None else None
         # An adapter's critic and reference are the searcher's own weights, which never rest.
         home = "cpu" if options.offload and not has_adapter(searcher) else searcher.device
@@ -161,7 +176,7 @@ class Learner:
         teaching = [batch for batches in plan for batch in batches]
         idle = self._pack_idle(samples)
         self._note_reference([*teaching, *idle])
-        with self._critic_place.at_work():
+        with self._layout.updating(self._policy, self.searcher), self._critic_place.at_work():
             totals = self._look_back(grouped, teaching, idle)
             for _ in range(self._options.epochs):
                 for mini_batch, micro_batches in zip(mini_batches, plan, strict=True):
@@ -172,6 +187,10 @@ class Learner:
         metrics = {name: value / steps for name, value in totals.items()}
         metrics["trainable_tokens"] = float(sum(sample.tokens for sample in samples))
         return metrics | {"skipped_updates": skipped} | self._control(metrics, len(samples))
+
+    def adopt_searcher(self) -> None:
+        """Go on from the searcher's weights, which have been loaded from a checkpoint."""
+        self._layout.adopt(self._policy, self.searcher)
 
     @property
     def _single(self) -> bool:
@@ -212,14 +231,29 @@ class Learner:
         return _Sample(episode, reward, tokens, counted, counted and (regularised or not silent))
 
     def _pack(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
-        """Micro-batches, packed once and for all passes of the step."""
+        """This process's micro-batches, packed once and for all passes of the step."""
         sequences = [sample.episode.token_ids for sample in samples]
+        cuts = [
+            [
+                [share[place] for place in places]
+                for places in tree_batches(
+                    [sequences[index] for index in share], self._options.tokens_per_micro_batch
+                )
+            ]
+            for share in tree_shares(sequences, self._processes.size)
+        ]
+        own = cuts[self._processes.rank]
+        device = self.searcher.device
         made: list[_MicroBatch] = []
-        for indices in tree_batches(sequences, self._options.tokens_per_micro_batch):
+        for indices in own:
             chosen = tuple(samples[index] for index in indices)
             episodes = [sample.episode for sample in chosen]
-            masked, device = self._options.mask_retrieved, self.searcher.device
+            masked = self._options.mask_retrieved
             made.append(_MicroBatch(chosen, TokenBatch.of(episodes, device, masked)))
+        if self._layout.lockstep and (owed := max(map(len, cuts)) - len(own)):
+            shortest = min(sequences, key=len)
+            filler = TokenBatch.of([samples[sequences.index(shortest)].episode], device)
+            made += [_MicroBatch((), filler)] * owed
         return made
 
     def _pack_idle(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
@@ -261,15 +295,38 @@ class Learner:
                 totals["value_loss"] += self._backward_values(values_A, micro_batch, counted)
         for micro_batch in idle:
             self._note(micro_batch, with_values=True)
+        self._exchange(samples)
         self._set_credit(grouped)
-        return totals
+        return total(self._processes, totals)
+
+    def _exchange(self, samples: Sequence[_Sample]) -> None:
+        """Learn of every sample what the process knows that passed it through the models.
+
+        Credit is made from all of them: a whitening is over the whole step.
+        """
+        if self._processes.size == 1:
+            return
+        device, lengths = self.searcher.device, [sample.tokens for sample in samples]
+        names = ["reference_logprobs"] if self._reference is not None else []
+        names += ["old_values"] if self.critic is not None else []
+        names += [] if self._single else ["old_logprobs"]
+        for name in names:
+            known = [getattr(sample, name) for sample in samples]
+            rows = [
+                torch.zeros(length, device=device) if row is None else row
+                for row, length in zip(known, lengths, strict=True)
+            ]
+            vector = torch.cat(rows)
+            self._processes.add(vector)
+            for sample, row in zip(samples, vector.split(lengths), strict=True):
+                setattr(sample, name, row)
 
     @torch.no_grad()
     def _note(self, micro_batch: _MicroBatch, with_values: bool = False) -> None:
         """What must be known before the weights move."""
         batch = micro_batch.batch
         if not self._single:
-            old_A, _ = self._logprobs(self.searcher, batch)
+            old_A, _ = self._logprobs(self._policy, batch)
             for sample, part in micro_batch.split(old_A):
                 sample.old_logprobs = part
         if self.critic is not None and (with_values or not self._single):
@@ -313,12 +370,15 @@ class Learner:
                 found["value_loss"] = self._backward_values(values_A, micro_batch, sum(lengths))
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value
-        return totals | self._apply()
+        return total(self._processes, totals) | self._apply()
 
     def _backward_values(
         self, values_A: torch.Tensor, micro_batch: _MicroBatch, tokens: int
     ) -> float:
         """Add the critic's gradients; returns this micro-batch's share of its loss."""
+        if not micro_batch.samples:
+            (values_A.sum() * 0.0).backward()
+            return 0.0
         old = [sample.old_values for sample in micro_batch.samples if sample.old_values is not None]
         returns_A = torch.cat([sample.returns for sample in micro_batch.samples])
         losses_A = value_losses(values_A, torch.cat(old), returns_A, self._options.value_clip)
@@ -334,7 +394,10 @@ class Learner:
             taught: trainable tokens of all that teach in the optimizer step.
         """
         options, samples, batch = self._options, micro_batch.samples, micro_batch.batch
-        logprobs_A, entropy_A = self._logprobs(self.searcher, batch)
+        logprobs_A, entropy_A = self._logprobs(self._policy, batch)
+        if not samples:
+            (logprobs_A.sum() * 0.0).backward()
+            return {}
         old = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
         old_A = torch.cat(old) if old else logprobs_A.detach()
         sampled_A = torch.where(batch.was_sampled_A, batch.sampled_logprobs_A, old_A)
@@ -371,7 +434,7 @@ class Learner:
 
     def _apply(self) -> Metrics:
         """Take both optimizers' step, or neither; returns the norms of the gradients."""
-        norms = {"grad_norm": self._clip(self.searcher)}
+        norms = {"grad_norm": self._clip(self._policy)}
         optimizers = [self.optimizer]
         if self.critic is not None and self.critic_optimizer is not None:
             norms["critic_grad_norm"] = self._clip(self.critic)
@@ -384,8 +447,10 @@ class Learner:
         return norms | {"skipped_updates": float(not finite)}
 
     def _clip(self, module: torch.nn.Module) -> float:
+        """Complete the gradients and scale them down; returns the norm they had."""
+        self._layout.add_gradients(module)
         limit = self._options.max_grad_norm
-        return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit))
+        return float(whole(torch.nn.utils.clip_grad_norm_(module.parameters(), limit)))
 
     def _set_rates(self, step: int) -> None:
         options = self._options
@@ -403,12 +468,23 @@ class Learner:
         decay = self._options.weight_decay
         return open_adamw(groups, self._options.offload, weight_decay=decay)
 
-    def _logprobs(
-        self, model: PreTrainedModel, batch: TokenBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _learned(self, module: Learned) -> Learned:
+        """What gradients flow through, laid out."""
+        if self._options.gradient_checkpointing:
+            recompute_blocks(module.trunk)
+        return self._placed(module)
+
+    def _placed(self, module: Model) -> Model:
+        self._layout.place(module)
+        return module
+
+    def _logprobs(self, policy: Policy, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with self._precision():
             checkpointed = self._options.gradient_checkpointing
-            return token_logprobs(model, batch, self._temperature, checkpointed)
+            found: tuple[torch.Tensor, torch.Tensor] = policy(
+                batch, self._temperature, checkpointed
+            )
+            return found
 
     def _values(self, critic: Critic, batch: TokenBatch) -> torch.Tensor:
         with self._precision():

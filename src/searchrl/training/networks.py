@@ -68,6 +68,26 @@ def _predict(
     return logprobs_UV[states_A, targets_A], entropy_U[states_A]
 
 
+class Policy(nn.Module):
+    """A searcher as the update calls it: one pass, from a batch to ``token_logprobs``."""
+
+    def __init__(self, searcher: PreTrainedModel) -> None:
+        super().__init__()
+        self.searcher = searcher
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its head."""
+        trunk: nn.Module = self.searcher.model
+        return trunk
+
+    def forward(
+        self, batch: TokenBatch, temperature: float, checkpointed: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``token_logprobs``."""
+        return token_logprobs(self.searcher, batch, temperature, checkpointed)
+
+
 class Critic(nn.Module):
     """A copy of the searcher's trunk with one number for a head, 0 everywhere at first.
 

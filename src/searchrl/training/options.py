@@ -200,6 +200,9 @@ class RunOptions(Options):
     """Older step checkpoints are removed."""
     keep_episodes: NonNegativeInt = 32
     """Episodes of a step that are written for reading."""
+    parallel: Literal["ddp", "fsdp"] | None = None
+    """Where torchrun has started several processes: all weights on each (``ddp``), or cut among
+    them (``fsdp``); by the searcher's size when left out. A resumed run may change this."""
 
 
 class GuardOptions(Options):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from searchrl.agents.agent import Agent, Draw
 from searchrl.agents.episode import Episode
@@ -53,6 +54,17 @@ def questions_of_step(
     return [questions[index] for index in order[place * count : (place + 1) * count]]
 
 
+Attempt = Callable[[Sequence[Question]], Coroutine[Any, Any, list[Episode]]]
+"""Makes and scores the episodes of some questions, as many of each, in their order."""
+Sharing = Callable[[Attempt, Sequence[Question]], Awaitable[list[Episode]]]
+"""Who attempts which questions; every process gets the episodes of all."""
+
+
+async def attempt_all(attempt: Attempt, questions: Sequence[Question]) -> list[Episode]:
+    """All questions in this process."""
+    return await attempt(questions)
+
+
 async def collect(
     agent: Agent,
     reward: RewardFunction,
@@ -61,23 +73,29 @@ async def collect(
     seed: int,
     step: int,
     smallest_group: int,
+    sharing: Sharing = attempt_all,
 ) -> Rollout:
     """Run and score a step's episodes.
 
     Raises:
         InfrastructureError: more episodes failed than ``options.max_failed`` allows.
     """
-    tasks = [
-        agent.run(question, Draw(options.temperature, draw))
-        for question in questions
-        for draw in (
-            derive_seed(seed, step, question.id, sample) for sample in range(options.group_size)
-        )
-    ]
-    episodes = await asyncio.gather(*tasks)
-    rewards = await asyncio.gather(*(reward.score(episode) for episode in episodes))
-    for episode, value in zip(episodes, rewards, strict=True):
-        episode.reward = value
+
+    async def attempt(some: Sequence[Question]) -> list[Episode]:
+        tasks = [
+            agent.run(question, Draw(options.temperature, draw))
+            for question in some
+            for draw in (
+                derive_seed(seed, step, question.id, sample) for sample in range(options.group_size)
+            )
+        ]
+        episodes = await asyncio.gather(*tasks)
+        rewards = await asyncio.gather(*(reward.score(episode) for episode in episodes))
+        for episode, value in zip(episodes, rewards, strict=True):
+            episode.reward = value
+        return episodes
+
+    episodes = await sharing(attempt, questions)
     _check_failures(episodes, options.max_failed)
     size = options.group_size
     members = [episodes[start : start + size] for start in range(0, len(episodes), size)]

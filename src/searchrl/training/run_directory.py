@@ -43,8 +43,13 @@ class RunDirectory:
         self.data = path / "data.json"
 
     @contextmanager
-    def open(self, recipe: Recipe, resume: bool) -> Iterator[None]:
+    def open(self, recipe: Recipe, resume: bool, processes: int = 1) -> Iterator[None]:
         """Hold the run for writing; ``STATUS`` says how the block ended.
+
+        Args:
+            recipe: of the run.
+            resume: whether it may have been begun.
+            processes: how many train together, for the record.
 
         Raises:
             InputError: the directory holds another run, or this one without ``resume``, or a
@@ -53,7 +58,7 @@ class RunDirectory:
         with hold(self.path, ".lock", "writing this run"):
             self._check(recipe, resume)
             write_json(self.config, recipe.model_dump(mode="json"))
-            write_json(self.path / "env.json", _environment())
+            write_json(self.path / "env.json", _environment() | {"processes": processes})
             self.set_status("started")
             try:
                 yield
@@ -127,13 +132,13 @@ class RunDirectory:
         if changed:
             raise InputError(
                 f"{self.config}: differs from the recipe in {', '.join(changed)}; "
-                "a resumed run may change run.steps, guards and tracking only"
+                "a resumed run may change run.steps, run.parallel, guards and tracking only"
             )
 
 
 def _may_change(key: str) -> bool:
     """Whether a resumed run is the same run with another value here."""
-    return key == "run.steps" or key.startswith(("guards.", "tracking."))
+    return key in ("run.steps", "run.parallel") or key.startswith(("guards.", "tracking."))
 
 
 def _environment() -> dict[str, str | int | None]:

@@ -4,6 +4,9 @@ A step is a function of the weights and the step number alone, so a run that was
 from its last checkpoint as if nothing had happened: later metrics and episodes are dropped and made
 again. A signal to stop ends rollouts at once and updates when they are done, and the last whole
 step is saved.
+
+Where several processes train (``parallel``), each runs this loop over the same episodes, metrics
+and decisions; the first one alone writes.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +32,7 @@ from searchrl.rewards.custom import load_function
 from searchrl.rewards.protocol import RewardFunction
 from searchrl.seeding import derive_seed, seed_global_streams
 from searchrl.training.checkpoint import (
+    FINAL,
     drop_best_after,
     latest_checkpoint,
     load_checkpoint,
@@ -39,6 +45,9 @@ from searchrl.training.guards import Level, Row, Verdict, guard_metrics, judge
 from searchrl.training.interruption import Interruption
 from searchrl.training.learner import Learner, Metrics
 from searchrl.training.model_card import model_card
+from searchrl.training.parallel.episodes import attempt_together
+from searchrl.training.parallel.opening import check_device, open_layout
+from searchrl.training.parallel.processes import ALONE, Processes, from_first
 from searchrl.training.questions import training_questions
 from searchrl.training.rollout import Rollout, collect, questions_of_step
 from searchrl.training.run_directory import RunDirectory
@@ -58,6 +67,7 @@ def train(
     run: RunDirectory,
     resume: bool = False,
     on_step: OnStep = lambda step, metrics: None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Train the recipe's searcher in a run directory.
 
@@ -66,6 +76,7 @@ def train(
         run: where to write.
         resume: go on from the last checkpoint of this run.
         on_step: told the number of finished steps and the step's metrics.
+        processes: those that train together; all of them have to call this.
 
     Returns:
         The trained searcher, ``checkpoints/final``.
@@ -78,16 +89,25 @@ def train(
     """
     # Models and the user's function are loaded before the directory becomes a run: what cannot be
     # loaded leaves no trace.
-    trainer = _Trainer(experiment, run)
-    with run.open(experiment.recipe, resume):
+    trainer = _Trainer(experiment, run, processes)
+    first = processes.rank == 0
+    with run.open(experiment.recipe, resume, processes.size) if first else nullcontext():
         return trainer.run(on_step)
 
 
 class _Trainer:
-    def __init__(self, experiment: Experiment, run: RunDirectory) -> None:
+    def __init__(self, experiment: Experiment, run: RunDirectory, processes: Processes) -> None:
         self._experiment = experiment
         self._recipe = experiment.recipe
         self._run_directory = run
+        self._processes = processes
+        self._writes = processes.rank == 0
+        check_device(experiment.local_searcher.device, processes)
+        if processes.size > 1 and self._recipe.rollout.engine == "vllm":
+            raise InputError(
+                f'rollout.engine = "vllm" trains in one process and there are {processes.size}: '
+                'set "native", or start without torchrun'
+            )
         if self._recipe.reward.function is not None:
             load_function(self._recipe.reward.function)
         rollout = self._recipe.rollout
@@ -100,13 +120,15 @@ class _Trainer:
             self._recipe.rollout.temperature,
             experiment.reference(self._searcher) if needs_reference else None,
             self._recipe.run.steps,
+            open_layout(processes, self._recipe.layout, self._searcher.model),
         )
-
         self._interruption = Interruption()
         self._history: list[Row] = []
         self._done = self._saved = 0
         """Steps that are whole, with weights and metrics, and those that a checkpoint holds."""
         self._updating = False
+        self._log: MetricsLog | None = None
+        """Of the process that writes."""
         self._sinks = Sinks(())
 
     def run(self, on_step: OnStep) -> Path:
@@ -125,57 +147,90 @@ class _Trainer:
 
     async def _run(self, on_step: OnStep) -> Path:
         recipe = self._recipe
-        questions = await training_questions(self._experiment)
-        self._run_directory.pin_questions(questions)
+        questions = await self._questions()
         agent = open_agent(recipe.agent, self._searcher, self._experiment.train.retriever)
         reward = self._experiment.reward()
-        log = MetricsLog(self._run_directory.metrics)
-        self._start(log)
-        self._sinks = self._open_sinks()
-        for step in range(self._done, recipe.run.steps):
-            seed_global_streams(derive_seed(recipe.seed, "global", step))
-            rollout, metrics = await self._roll_out(agent, reward, questions, step)
-            with self._interruption.hold():
-                self._updating = True
-                metrics |= self._learn(rollout, step)
-                verdicts = judge([*self._history, metrics], recipe.guards)
-                metrics |= guard_metrics(verdicts)
-                self._history.append(metrics)
-                log.append(step + 1, metrics)
-                self._sinks.log(step + 1, metrics)
-                kept = rollout.episodes[: recipe.run.keep_episodes]
-                self._run_directory.write_episodes(step + 1, kept)
-                _heed(verdicts, self._history, step + 1)
-                self._done, self._updating = step + 1, False
-                if self._done % recipe.run.save_every == 0 or self._done == recipe.run.steps:
-                    self._save_best()
-                    self._save_checkpoint()
-            on_step(step + 1, metrics)
-        return save_final(
-            self._run_directory.checkpoints,
-            self._searcher.model,
-            self._searcher.tokenizer,
-            self._card(),
-        )
-
-    def _start(self, log: MetricsLog) -> None:
-        """Load the last checkpoint and drop what came after it."""
+        self._start()
+        # One process of several stops at no place of its own; see _agree.
+        several = self._processes.size > 1
+        with self._interruption.hold() if several else nullcontext():
+            for step in range(self._done, recipe.run.steps):
+                seed_global_streams(derive_seed(recipe.seed, "global", step))
+                rollout, metrics = await self._roll_out(agent, reward, questions, step)
+                with self._interruption.hold():
+                    metrics = self._finish(step, rollout, metrics)
+                on_step(step + 1, metrics)
+                self._agree()
         folder = self._run_directory.checkpoints
-        found = latest_checkpoint(folder)
-        if found is not None:
-            step, path = found
+        if not self._writes:
+            return folder / FINAL
+        return save_final(folder, self._searcher.model, self._searcher.tokenizer, self._card())
+
+    async def _questions(self) -> Sequence[Question]:
+        """What is trained on; worked out by the first process for all."""
+        if self._writes:
+            questions = await training_questions(self._experiment)
+            self._run_directory.pin_questions(questions)
+            from_first(self._processes, [question.id for question in questions])
+            return questions
+        known = {question.id: question for question in self._experiment.train.questions}
+        return [known[name] for name in from_first(self._processes, None)]
+
+    def _agree(self) -> None:
+        """Stop everywhere where a signal has come to any of several processes.
+
+        Raises:
+            KeyboardInterrupt: one has.
+        """
+        if self._processes.size > 1 and any(self._processes.gather(self._interruption.received)):
+            raise KeyboardInterrupt
+
+    def _finish(self, step: int, rollout: Rollout, metrics: Metrics) -> Metrics:
+        """All of a step behind its episodes: learn, judge, write, save; returns all metrics."""
+        recipe = self._recipe
+        self._updating = True
+        metrics |= self._learn(rollout, step)
+        verdicts = judge([*self._history, metrics], recipe.guards)
+        metrics |= guard_metrics(verdicts)
+        self._history.append(metrics)
+        if self._log is not None:
+            self._log.append(step + 1, metrics)
+            self._sinks.log(step + 1, metrics)
+            kept = rollout.episodes[: recipe.run.keep_episodes]
+            self._run_directory.write_episodes(step + 1, kept)
+        _heed(verdicts, self._history, step + 1)
+        self._done, self._updating = step + 1, False
+        if self._done % recipe.run.save_every == 0 or self._done == recipe.run.steps:
+            self._save_best()
+            self._save_checkpoint()
+        return metrics
+
+    def _start(self) -> None:
+        """Load the last checkpoint; the first process drops what came after it."""
+        folder = self._run_directory.checkpoints
+        found = latest_checkpoint(folder) if self._writes else None
+        told = from_first(self._processes, found and (found[0], str(found[1])))
+        if told is not None:
+            step, path = told
             if step > self._recipe.run.steps:
                 raise InputError(
                     f"{path}: the run has done {step} steps already; "
                     f"set run.steps to {step} or more, not {self._recipe.run.steps}"
                 )
-            load_checkpoint(path, self._learner)
+            load_checkpoint(Path(path), self._learner)
             self._done = self._saved = step
-        drop_best_after(folder, self._done)
+        if self._writes:
+            self._log = MetricsLog(self._run_directory.metrics)
+            self._history += self._cut_back(self._log)
+            self._sinks = self._open_sinks()
+        self._history = from_first(self._processes, self._history)
+
+    def _cut_back(self, log: MetricsLog) -> list[Row]:
+        """Drop what later steps have left; returns the metrics of those before."""
+        drop_best_after(self._run_directory.checkpoints, self._done)
         log.truncate_after(self._done)
         self._run_directory.drop_episodes_after(self._done)
-        if log.path.is_file():
-            self._history += read_metrics(log.path)
+        return [*read_metrics(log.path)] if log.path.is_file() else []
 
     def _open_sinks(self) -> Sinks:
         recipe, directory = self._recipe, self._run_directory
@@ -198,11 +253,14 @@ class _Trainer:
             self._learner,
             self._searcher.tokenizer,
             self._recipe.run.keep_checkpoints,
+            self._writes,
         )
         self._saved = self._done
 
     def _save_best(self) -> None:
         """Keep the searcher apart where the steps up to it earned more than those up to any."""
+        if not self._writes:
+            return
         save_best(
             self._run_directory.checkpoints,
             self._done,
@@ -231,10 +289,13 @@ class _Trainer:
     ) -> tuple[Rollout, Metrics]:
         recipe, started = self._recipe, time.perf_counter()
         options, seed = recipe.rollout, recipe.seed
+        sharing = partial(
+            attempt_together, processes=self._processes, interruption=self._interruption
+        )
 
         async def roll(some: Sequence[Question]) -> Rollout:
             smallest = 2 if recipe.learning.compares_groups else 1
-            return await collect(agent, reward, some, options, seed, step, smallest)
+            return await collect(agent, reward, some, options, seed, step, smallest, sharing)
 
         asked = questions_of_step(questions, step, options.questions_per_step, seed)
         rollout, metrics = await collect_teaching(roll, questions, asked, options, seed, step)
