@@ -117,7 +117,10 @@ TOKENS = 400
 
 
 @pytest.mark.parametrize("form", get_args(Form))
-@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3", *(pytest.param(name, marks=pytest.mark.pipeline) for name in ("qwen2", "llama"))],
+)
 def test_activations_are_what_is_kept_for_the_backward_pass(name: str, form: Form) -> None:
     model = MODELS[name]()
     if form == "bfloat16":
@@ -126,6 +129,7 @@ def test_activations_are_what_is_kept_for_the_backward_pass(name: str, form: For
     assert activation_bytes(shape(model), TOKENS, form) == pytest.approx(kept, rel=0.03)
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("form", get_args(Form))
 def test_checkpointed_blocks_keep_their_inputs_and_one_block_passes_by(form: Form) -> None:
     model = MODELS["qwen3"]()

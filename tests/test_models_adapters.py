@@ -105,7 +105,7 @@ def test_the_reference_is_the_base_on_the_same_weights_whatever_is_learned() -> 
     assert not torch.allclose(logits(model), logits(reference), atol=1e-2)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.pipeline), False])
 def test_what_it_is_merged_into_is_the_adapted_model(tied: bool, tmp_path: Path) -> None:
     model = trained(adapted(tied=tied)).searcher
     before = copy.deepcopy(model.state_dict())
@@ -140,6 +140,7 @@ def test_rollout_and_update_agree_and_the_cache_follows_the_factors(
     assert difference() < 1e-4
 
 
+@pytest.mark.pipeline
 class TestFiles:
     def saved(self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         save_model(LocalModel(tiny_model(), tokenizer), tmp_path / "base")

@@ -58,6 +58,7 @@ def test_a_recipe_fits_its_card_with_a_twentieth_to_spare(name: str) -> None:
     assert verdict(name, 0.95 * CARDS[name])["fits"]
 
 
+@pytest.mark.pipeline
 @pytest.mark.parametrize("name", CARDS)
 def test_a_recipe_uses_its_card_and_needs_what_it_saves(name: str) -> None:
     assert not verdict(name, 0.4 * CARDS[name])["fits"]

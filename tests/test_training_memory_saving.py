@@ -50,8 +50,10 @@ def gradients(**values: Any) -> dict[str, torch.Tensor]:
     [
         {"algorithm": "ppo"},
         {"algorithm": "grpo", "adapted": True},
-        {"algorithm": "grpo", "autocast": True},
-        {"algorithm": "grpo", "tokens_per_micro_batch": 30},
+        pytest.param({"algorithm": "grpo", "autocast": True}, marks=pytest.mark.pipeline),
+        pytest.param(
+            {"algorithm": "grpo", "tokens_per_micro_batch": 30}, marks=pytest.mark.pipeline
+        ),
     ],
     ids=str,
 )
@@ -94,7 +96,7 @@ class TestMasters:
         held = state(subject)
         return {name: value for name, value in held.items() if not name.endswith(".master")}
 
-    @pytest.mark.parametrize("kind", ["ppo", "grpo"])
+    @pytest.mark.parametrize("kind", [pytest.param("ppo", marks=pytest.mark.pipeline), "grpo"])
     def test_offloaded_they_are_the_optimizer_itself(self, kind: str) -> None:
         assert_bitwise_equal(self.stepped(kind, offload=True), self.stepped(kind))
 
@@ -185,6 +187,7 @@ class TestPlacement:
         assert moves == [reference, reference, critic, critic]
 
 
+@pytest.mark.pipeline
 def test_micro_batches_of_a_checkpointed_pass_add_up() -> None:
     values = {"algorithm": "ppo", "gradient_checkpointing": True}
     assert_close(gradients(**values, tokens_per_micro_batch=30), gradients(**values), 1e-6)
