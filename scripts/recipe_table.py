@@ -57,12 +57,19 @@ def render() -> str:
 def _sections(name: str, info: FieldInfo) -> Iterator[tuple[str, str, type[BaseModel]]]:
     models = list(models_in(info.annotation))
     for model in models:
-        if any(list(models_in(field.annotation)) for field in model.model_fields.values()):
+        inner = {
+            key: parts
+            for key, field in model.model_fields.items()
+            if (parts := list(models_in(field.annotation)))
+        }
+        if inner:
             yield f"`[{name}]`", f"{name}.", model
-            first = SPLITS[0]
-            for part in models_in(model.model_fields[first].annotation):
-                title = " and ".join(f"`[{name}.{split}]`" for split in SPLITS)
-                yield f'{title}, kind = "{_kind(part)}"', f"{name}.{first}.", part
+            for key in [key for key in inner if key not in SPLITS[1:]]:
+                keys = SPLITS if key in SPLITS else (key,)
+                title = " and ".join(f"`[{name}.{one}]`" for one in keys)
+                for part in inner[key]:
+                    note = f', kind = "{_kind(part)}"' if len(inner[key]) > 1 else ""
+                    yield f"{title}{note}", f"{name}.{key}.", part
         else:
             kind = get_args(model.model_fields["kind"].annotation)[0] if len(models) > 1 else None
             title = f"`[{name}]`" + (f', kind = "{kind}"' if kind else "")

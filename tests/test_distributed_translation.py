@@ -27,6 +27,7 @@ from searchrl.distributed.translation import (
     command_line,
     translate,
 )
+from searchrl.distributed.translation import REFUSED as SECTIONS_REFUSED
 from searchrl.errors import InfrastructureError, InputError
 from searchrl.recipe import LocalSearcher, Recipe
 from searchrl.recipe_file import load_recipe
@@ -42,7 +43,7 @@ def settings(base: str = "tiny-ppo", *overrides: str) -> Settings:
 
 
 def test_every_section_has_its_place() -> None:
-    places = TRANSLATED | READ_IN_PLACE | NOT_WATCHED | FOR_OTHER_COMMANDS
+    places = TRANSLATED | READ_IN_PLACE | NOT_WATCHED | FOR_OTHER_COMMANDS | SECTIONS_REFUSED
     assert places == set(Recipe.model_fields)
     assert not FOR_OTHER_COMMANDS & (TRANSLATED | READ_IN_PLACE)
 
@@ -77,13 +78,18 @@ OTHER: dict[str, Any] = {
     "learning.max_grad_norm": 0.5,
     "learning.tokens_per_micro_batch": 4096,
     "learning.autocast": True,
+    "learning.lone_episodes": True,
+    "learning.gradient_checkpointing": True,
+    "learning.offload": True,
     "learning.final_rate": 0.5,
     "learning.loss_average": "episode",
     "learning.mask_truncated": True,
+    "learning.mask_retrieved": False,
     "learning.importance_cap": 3.0,
     "learning.kl_target": 0.1,
     "rollout.refill_rounds": 2,
     "rollout.drop_equal_groups": True,
+    "rollout.engine": "vllm",
     "tracking.services": ["tensorboard"],
     "tracking.project": "other",
     "rollout.questions_per_step": 8,
@@ -107,7 +113,8 @@ OTHER: dict[str, Any] = {
 }
 LAUNCHER = {"verl.restarts"}
 WORKERS = {"run.keep_episodes", "searcher.thinking"}
-ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon"}
+OF_THE_OWN_ENGINE = {"searcher.cache_gib"}
+ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon", "rollout.vllm"}
 
 
 def _keys(section: str) -> Iterator[str]:
@@ -126,22 +133,31 @@ def test_the_list_of_keys_is_whole() -> None:
     expected = {f"searcher.{name}" for name in LocalSearcher.model_fields} | {"name", "seed"}
     for section in ("learning", "rollout", "run", "verl", "tracking"):
         expected |= set(_keys(section))
-    assert OTHER.keys() | LAUNCHER | WORKERS | ONLY_WITH_REFUSED == expected
+    known = OTHER.keys() | LAUNCHER | WORKERS | OF_THE_OWN_ENGINE | ONLY_WITH_REFUSED
+    assert known == expected
 
 
 REFUSED = {
     "searcher.kind",
     "searcher.dtype",
     "learning.whiten_advantages",
+    "learning.lone_episodes",
     "learning.final_rate",
     "learning.loss_average",
     "learning.mask_truncated",
+    "learning.mask_retrieved",
     "learning.kl_target",
     "rollout.refill_rounds",
     "rollout.drop_equal_groups",
+    "rollout.engine",
     "run.parallel",
 }
-OF_GRPO = {"learning.scale_by_deviation", "rollout.refill_rounds", "rollout.drop_equal_groups"}
+OF_GRPO = {
+    "learning.scale_by_deviation",
+    "learning.lone_episodes",
+    "rollout.refill_rounds",
+    "rollout.drop_equal_groups",
+}
 TWO_GPUS = "verl.gpus_per_node=2"
 
 
@@ -154,8 +170,12 @@ def test_a_key_changes_a_setting_or_is_refused_by_name(key: str) -> None:
     if key == "searcher.kind":
         served = {"url": "http://127.0.0.1:1/v1", "model": "m", "tokenizer": "t"}
         values["searcher"] = {"kind": "http", **served}
+    if key == "learning.lone_episodes":
+        values["rollout"]["group_size"] = 1
     if key == "learning.algorithm":
         values["learning"]["kl_coefficient"] = 0
+    if key == "rollout.engine":
+        values["learning"]["importance_cap"] = 2.0
     changed = Recipe.model_validate(values)
     if key in REFUSED:
         with pytest.raises(InputError, match=re.escape(key)):
@@ -178,6 +198,7 @@ def test_a_key_changes_a_setting_or_is_refused_by_name(key: str) -> None:
             "retriever.device",
         ),
         (["rerank.model=r", "rerank.device=cuda"], "rerank.device"),
+        (["lora.rank=8"], "lora: adapters are trained in process"),
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: list[str], complaint: str) -> None:

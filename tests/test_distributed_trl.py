@@ -80,13 +80,15 @@ def test_a_recipe_as_trl_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "override", "complaint"),
+    ("base", "overrides", "complaint"),
     [
         ("tiny-ppo", "seed=0", 'learning.algorithm = "ppo"'),
         ("tiny-grpo", "learning.entropy_coefficient=0.1", "learning.entropy_coefficient"),
         ("tiny-grpo", "learning.mini_batches=3", "learning.mini_batches = 3"),
+        ("tiny-grpo", "learning.mask_retrieved=false", "learning.mask_retrieved = false"),
+        ("tiny-grpo", "rollout.engine=vllm learning.importance_cap=2.0", 'engine = "vllm"'),
     ],
 )
-def test_what_trl_cannot_do_is_refused(base: str, override: str, complaint: str) -> None:
+def test_what_trl_cannot_do_is_refused(base: str, overrides: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        grpo_arguments(load_recipe(base, [override]))
+        grpo_arguments(load_recipe(base, overrides.split()))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,12 +23,22 @@ from transformers import (
 from searchrl.agents.search_r1 import SearchR1Options
 from searchrl.cli import machine
 from searchrl.errors import InputError
-from searchrl.memory_plan import Part, episode_tokens, memory_plan
+from searchrl.memory_plan import Part, episode_tokens, memory_plan, needed_bytes
+from searchrl.models.adapters import add_adapter
+from searchrl.models.options import LoraOptions
 from searchrl.models.shape import Shape, read_shape, shape_of
 from searchrl.recipe_file import load_recipe
 from searchrl.training.batch import TokenBatch
-from searchrl.training.memory import activation_bytes, adamw_bytes, cache_bytes, head_bytes
+from searchrl.training.memory import (
+    Form,
+    activation_bytes,
+    adamw_bytes,
+    cache_bytes,
+    factor_weights,
+    head_bytes,
+)
 from searchrl.training.networks import Critic, token_logprobs
+from searchrl.training.recomputation import recompute_blocks
 from tests.command_line import refused, searchrl
 from tests.training_fixtures import episode
 
@@ -89,19 +100,58 @@ def packed(model: PreTrainedModel) -> TokenBatch:
     return TokenBatch.of(episodes, model.device)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
-def test_activations_are_what_is_kept_for_the_backward_pass(name: str, autocast: bool) -> None:
-    model = MODELS[name]()
+def activations(model: PreTrainedModel, form: Form, checkpointed: bool = False) -> int:
+    """Bytes that a pass of the model's trunk keeps."""
     critic, batch = Critic(model), packed(model)
+    if checkpointed:
+        recompute_blocks(critic.trunk)
 
     def call() -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"):
             return critic(batch)
 
-    kept = kept_for_backward(critic, call)
-    tokens = len(batch.tree.token_ids)
-    assert activation_bytes(shape(model), tokens, autocast) == pytest.approx(kept, rel=0.02)
+    return kept_for_backward(critic, call)
+
+
+TOKENS = 400
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
+def test_activations_are_what_is_kept_for_the_backward_pass(name: str, form: Form) -> None:
+    model = MODELS[name]()
+    if form == "bfloat16":
+        model = model.to(torch.bfloat16)
+    kept = activations(model, form)
+    assert activation_bytes(shape(model), TOKENS, form) == pytest.approx(kept, rel=0.03)
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+def test_checkpointed_blocks_keep_their_inputs_and_one_block_passes_by(form: Form) -> None:
+    model = MODELS["qwen3"]()
+    if form == "bfloat16":
+        model = model.to(torch.bfloat16)
+    inputs = activations(model, form, checkpointed=True)
+    a_block = activations(model, form) / SIZES["num_hidden_layers"]
+    found = activation_bytes(shape(model), TOKENS, form, checkpointed=True)
+    assert found == pytest.approx(inputs + a_block, rel=0.1)
+    assert found < activation_bytes(shape(model), TOKENS, form) / 2
+
+
+def test_an_adapter_keeps_less_than_it_is_counted_with() -> None:
+    model, lora = MODELS["qwen3"](), LoraOptions(rank=8, targets=("q_proj", "down_proj"))
+    whole = activation_bytes(shape(model), TOKENS, "float32")
+    add_adapter(model, lora, "base", seed=0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert factor_weights(shape(model), lora) == trained
+    assert 0.4 * whole < activations(model, "float32") < whole
+
+
+def test_an_adapter_on_all_matrices_is_counted_exactly() -> None:
+    model = MODELS["qwen3"]()
+    add_adapter(model, LoraOptions(rank=3), "base", seed=0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert factor_weights(shape(model), LoraOptions(rank=3)) == trained
 
 
 def test_the_head_needs_twice_what_it_keeps() -> None:
@@ -183,6 +233,56 @@ def test_a_plan_has_the_parts_that_its_algorithm_needs() -> None:
     assert grpo["index"] == Part("index", "cpu", None, "not built yet")
 
 
+def test_a_plan_of_an_adapter_has_one_copy_of_the_weights() -> None:
+    found, whole = plan("tiny-ppo", "lora.rank=8"), read_shape("tiny-searcher")
+    assert not {"critic, weights", "reference, weights"} & found.keys()
+    factors = factor_weights(whole, LoraOptions(rank=8))
+    trained = 2 * factors + whole.hidden
+    assert found["searcher, weights"].bytes == 4 * whole.weights
+    assert found["adapters"].bytes == found["gradients"].bytes == 4 * trained
+    assert found["optimizer"].bytes == 8 * trained
+
+
+def test_a_plan_puts_what_is_offloaded_on_the_cpu() -> None:
+    own = ("searcher.device=cuda:0", "searcher.dtype=bfloat16", "learning.offload=true")
+    found, whole = plan("tiny-ppo", *own), read_shape("tiny-searcher")
+    trained = whole.weights + whole.trunk + whole.hidden
+    assert (found["optimizer"].device, found["optimizer"].bytes) == ("cpu", 12 * trained)
+    assert (found["gradients"].device, found["gradients"].bytes) == ("cuda:0", 2 * trained)
+    assert found["critic, weights"].device == found["reference, weights"].device == "cpu"
+    at_work = found["weights at work"]
+    assert (at_work.device, at_work.phase) == ("cuda:0", "update")
+    assert at_work.bytes == max(2 * whole.weights, 2 * whole.trunk + 4 * whole.hidden)
+    stays = plan("tiny-ppo", *own[:2])
+    assert stays["optimizer"] == replace(found["optimizer"], device="cuda:0")
+
+
+def test_rollouts_and_updates_take_turns() -> None:
+    parts = [
+        Part("a", "cpu", 5),
+        Part("b", "cpu", 7, phase="rollouts"),
+        Part("c", "cpu", 4, phase="update"),
+        Part("d", "cpu", 2, phase="update"),
+        Part("e", "cuda:0", 9),
+        Part("f", "cpu", None),
+    ]
+    assert (needed_bytes(parts, "cpu"), needed_bytes(parts, "cuda:0")) == (12, 9)
+
+
+def test_a_generator_that_no_reward_asks_is_not_counted() -> None:
+    assert "generator, weights" in plan("tiny-grpo")
+    assert "generator, weights" not in plan("tiny-search-r1-grpo")
+    assert "generator, weights" not in plan("tiny-grpo", "reward.kind=context_recall")
+
+
+def test_keys_and_values_stay_within_the_decoder_s_budget() -> None:
+    found = plan("tiny-grpo", "searcher.cache_gib=0.01", "rollout.questions_per_step=1000")
+    room = round(0.01 * 2**30)
+    assert found["searcher, key-value cache"].bytes == found["searcher, prefix cache"].bytes == room
+    with_less = plan("tiny-grpo", "searcher.cache_gib=0.000001")["searcher, key-value cache"]
+    assert with_less.bytes == cache_bytes(read_shape("tiny-searcher"), 1292, 4)
+
+
 def test_a_plan_follows_its_recipe(tmp_path: Path) -> None:
     base = plan("tiny-grpo")
 
@@ -207,11 +307,25 @@ def test_a_plan_follows_its_recipe(tmp_path: Path) -> None:
     served = plan("tiny-grpo", 'generator={kind="http", url="http://h/v1", model="m"}')
     assert not [name for name in served if name.startswith("generator")]
     judge = plan("tiny-grpo", "judge.model=tiny-generator")["judge, weights"]
+    assert "judge, weights" not in plan("tiny-search-r1-grpo", "judge.model=tiny-generator")
     assert judge.bytes == before("generator, weights")
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "postings").write_bytes(b"x" * 77)
     files = f'data.train={{kind="files", corpus="c", questions="q", index="{tmp_path}/index"}}'
     assert part("index", files) == 77
+
+
+def test_vllm_has_a_copy_of_the_weights_and_caches_of_its_own() -> None:
+    wanted = ("rollout.engine=vllm", "learning.importance_cap=2.0", "rollout.vllm.dtype=bfloat16")
+    native, theirs = plan("tiny-grpo"), plan("tiny-grpo", *wanted)
+    weights = native["searcher, weights"].bytes
+    assert weights is not None
+    assert "searcher, key-value cache" not in theirs
+    assert theirs["vLLM, weights"].bytes == weights // 2
+    assert theirs["vLLM, key-value cache"].bytes == 1 << 30
+    on_gpu = plan("tiny-grpo", *wanted, "searcher.device=cuda")["vLLM, key-value cache"]
+    assert (on_gpu.device, on_gpu.bytes) == ("cuda", None)
+    assert "rollout.vllm.memory_share = 0.3 of the GPU" in on_gpu.note
 
 
 def test_a_micro_batch_holds_an_episode_at_least_and_a_step_at_most() -> None:
@@ -236,8 +350,8 @@ class TestCommand:
         outcome = searchrl("doctor", "--recipe", "tiny-ppo")
         assert outcome.code == 0
         lines = outcome.stdout.splitlines()
-        assert lines[0].split() == ["searcher,", "weights", "cpu", "7.4", "MiB", "1,944,128",
-                                    "weights"]  # fmt: skip
+        assert lines[0].split() == ["searcher,", "weights", "cpu", "always", "7.4", "MiB",
+                                    "1,944,128", "weights"]  # fmt: skip
         assert lines[-1].startswith("cpu: needs ")
         assert lines[-1].endswith(" GiB, 64.0 GiB are free; fits")
 
@@ -248,8 +362,20 @@ class TestCommand:
         assert outcome.json["fits"] is False
         [device] = outcome.json["devices"]
         assert (device["device"], device["free_bytes"]) == ("cpu", 1 << 30)
-        total = sum(part["bytes"] or 0 for part in outcome.json["parts"])
-        assert device["needed_bytes"] == total > 1 << 30
+        parts = [
+            Part(**part, name=name) for part in outcome.json["parts"] if (name := part.pop("part"))
+        ]
+        assert device["needed_bytes"] == needed_bytes(parts, "cpu") > 1 << 30
+
+    def test_another_machine_s_memory_can_be_assumed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free(monkeypatch, None)
+        call = ("doctor", "--recipe", "tiny-ppo", "--set", "searcher.device=cuda:0", "--json")
+        outcome = searchrl(*call, "--gpu", "80", "--memory", "64")
+        assert outcome.code == 0
+        frees = {device["device"]: device["free_bytes"] for device in outcome.json["devices"]}
+        assert frees == {"cuda:0": 80 << 30, "cpu": 64 << 30}
+        small = searchrl(*call, "--gpu", "1", "--memory", "64")
+        assert (small.code, small.json["fits"]) == (1, False)
 
     def test_a_device_that_is_not_there_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.free(monkeypatch, None)

@@ -261,10 +261,17 @@ def test_what_does_not_fit_is_refused_in_one_line(override: str, said: str, tmp_
         (["learning.algorithm=rloo"], ("learning.algorithm", "rollout.group_size")),
         (["rollout.refill_rounds=2"], ("rollout.refill_rounds", "learning.algorithm")),
         (["rollout.drop_equal_groups=true"], ("rollout.drop_equal_groups", "learning.algorithm")),
+        (['run.parallel="fsdp"', "lora.rank=4"], ("run.parallel", "lora")),
+        (['run.parallel="fsdp"', "learning.offload=true"], ("run.parallel", "learning.offload")),
         (["learning.loss_average=constant"], ("loss_average", "loss_constant")),
         (["learning.loss_constant=100"], ("loss_average", "loss_constant")),
         (["learning.scale_by_deviation=false"], ("scale_by_deviation", "algorithm")),
         (["learning.kl_target=0.1"], ("kl_target", "kl_coefficient")),
+        (["learning.lone_episodes=true"], ("lone_episodes", "ppo")),
+        (
+            ["learning.lone_episodes=true", "learning.algorithm=grpo", "rollout.group_size=2"],
+            ("learning.lone_episodes", "rollout.group_size"),
+        ),
         (
             [
                 "learning.algorithm=reinforce_plus_plus_baseline",

@@ -201,7 +201,8 @@ def _hostile_parts(payload: str) -> dict[str, Any]:
     row = _replace_strings(_episode().to_row(), payload)
     row["reward"]["parts"] = {payload: 1.0}
     row["error"] = payload
-    summary = {"methods": {payload: _method(0.5), "rag": _method(0.1)}}
+    methods = {"methods": {payload: _method(0.5), "rag": _method(0.1)}}
+    summary = {**methods, "datasets": {payload: methods}}
     return {
         "title": payload,
         "facts": {payload: payload},
@@ -244,6 +245,21 @@ def test_result_stands_first(target: Path) -> None:
     assert source.index("<svg") < source.index("tiny.toml") < source.index("<main>")
     assert "+67.0 points over naive RAG" in source
     assert f"p{SPACE}&lt;{SPACE}0.001" in source
+
+
+def test_every_dataset_has_a_table_of_its_own(target: Path) -> None:
+    datasets = {"nq": {"methods": {"rag": _method(0.3)}}, "hotpotqa": {"methods": {}}}
+    page = Page(_write(target, summary={**_summary(), "datasets": datasets}))
+    assert page.faults == []
+    tables = [
+        attributes["aria-labelledby"] for _, attributes in page.tags if "tabindex" in attributes
+    ]
+    assert tables == ["methods", "dataset-1", "dataset-2"]
+    ids = [attributes["id"] for tag, attributes in page.tags if tag == "h3" and "id" in attributes]
+    assert ids == ["dataset-1", "dataset-2"]
+    assert "nq Method Questions Accuracy, % Failed naive RAG 500 30.0" in page.words
+    assert "means of the datasets' means" in page.words
+    assert "datasets" not in Page(_write(target)).words
 
 
 def test_headings_descend_by_one_level_and_tables_name_their_headers(target: Path) -> None:
@@ -359,6 +375,9 @@ def test_important_curves_come_first_and_can_be_hovered(target: Path) -> None:
         ({"summary": {}}, 'field "methods" is missing'),
         ({"summary": {"methods": {"s3": {"accuracy": 0.5}}}}, "method 's3' needs"),
         ({"summary": {"methods": {"s3": 0.5}}}, "method 's3' needs"),
+        ({"summary": {**_summary(), "datasets": ["nq"]}}, '"datasets" is no table'),
+        ({"summary": {**_summary(), "datasets": {"nq": 1}}}, "dataset 'nq' is no table"),
+        ({"summary": {**_summary(), "datasets": {"nq": {}}}}, 'field "methods" is missing'),
         ({"summary": {"methods": {"s3": _method(0.5, em=0.5)}}}, "method 's3' needs"),
         ({"summary": {"methods": {"s3": _method(0.5, vs_rag={})}}}, "method 's3' needs"),
         ({"episodes": [{"question": "?"}]}, "episode 1: not a row of Episode.to_row"),

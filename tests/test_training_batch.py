@@ -50,6 +50,16 @@ def test_outputs_predict_the_token_to_their_right() -> None:
     assert batch.targets_A.tolist() == [made.token_ids[2], made.token_ids[5]]
 
 
+def test_without_masking_observations_are_learned_from_and_prompts_are_not() -> None:
+    made = episode(0, 1.0, (("prompt", 2), ("model", 1), ("environment", 2), ("model", 1)))
+    batch = TokenBatch.of([made], CPU, mask_retrieved=False)
+    assert batch.columns_A.tolist() == [1, 2, 3, 4]
+    assert batch.targets_A.tolist() == made.token_ids[2:]
+    assert batch.was_sampled_A.tolist() == [True, False, False, True]
+    noted = batch.sampled_logprobs_A[batch.was_sampled_A].tolist()
+    assert noted == pytest.approx(made.logprobs, rel=1e-6)
+
+
 def test_an_episode_that_opens_with_a_sampled_token_is_refused() -> None:
     with pytest.raises(ValueError, match="a prompt comes first"):
         TokenBatch.of([episode(0, 1.0, (("model", 3), ("environment", 2)))], CPU)

@@ -98,6 +98,14 @@ def test_leave_one_out_needs_another(rewards: list[float]) -> None:
         leave_one_out_advantages(rewards)
 
 
+def test_an_episode_alone_is_credited_with_its_reward_where_that_is_asked_for() -> None:
+    values: dict[str, Any] = {"algorithm": "grpo", "lone_episodes": True}
+    made = evidence(0, [[1.0], [0.0], [0.5]])
+    for [one], [found] in zip(made, advantages(made, **values), strict=True):
+        np.testing.assert_array_equal(found, one.reward)
+    assert known_to_be_idle([[1.0], [0.0]], LearningOptions(**values)) == [[False], [True]]
+
+
 @FEW
 @given(st.integers(0, 99), BATCHES, st.sampled_from([0.0, 0.3]))
 def test_rloo_takes_the_divergence_of_the_whole_episode_from_its_reward(

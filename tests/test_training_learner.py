@@ -22,10 +22,13 @@ from searchrl.training.advantages import group_advantages
 from searchrl.training.learner import Group, Learner
 from searchrl.training.options import LearningOptions
 from tests.training_fixtures import (
+    MIXED,
+    PPO,
     VOCABULARY,
     assert_bitwise_equal,
     assert_close,
     episode,
+    gradients_of,
     groups,
     learner,
     merged,
@@ -33,18 +36,6 @@ from tests.training_fixtures import (
     tiny_model,
     watch_gradients,
 )
-
-MIXED = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0]]
-PPO: dict[str, Any] = {"algorithm": "ppo", "lam": 0.9, "gamma": 0.99}
-
-
-def gradients_of(
-    made: Sequence[Group], model: PreTrainedModel | None = None, **values: Any
-) -> dict[str, torch.Tensor]:
-    subject = learner(model, **values)
-    seen = watch_gradients(subject)
-    subject.update(made, 0)
-    return merged(seen)
 
 
 def trained_critic(subject: Learner) -> Learner:
@@ -96,55 +87,6 @@ def test_a_second_pass_is_off_policy() -> None:
     metrics = learner(epochs=2, learning_rate=0.05).update(groups(0, MIXED), 0)
     assert metrics["old_kl"] > 0
     assert metrics["clip_fraction"] > 0
-
-
-def relabelled(made: Episode) -> Episode:
-    """The same episode with a trailing observation, whose tokens follow all that is learned."""
-    extra = Segment("environment", (7, 8, 9, 10, 11, 12), "")
-    return Episode(made.question, "s3", [*made.segments, extra], reward=made.reward)
-
-
-@pytest.mark.parametrize("values", [{}, PPO])
-def test_what_a_last_observation_says_carries_no_gradient(values: dict[str, Any]) -> None:
-    made = [episode(seed, float(seed % 2)) for seed in range(4)]
-    first = [relabelled(one) for one in made]
-    second = copy.deepcopy(first)
-    for one in second:
-        one.segments[-1] = Segment("environment", (20, 21, 22, 23, 24, 25), "")
-    assert_bitwise_equal(
-        gradients_of([Group(tuple(first))], **values),
-        gradients_of([Group(tuple(second))], **values),
-    )
-
-
-@pytest.mark.parametrize("values", [{}, PPO])
-def test_only_sampled_tokens_enter_the_loss(values: dict[str, Any]) -> None:
-    """The same tokens with another mask: the loss over both parts is the sum of their losses."""
-    whole = [episode(seed, float(seed % 2), (("prompt", 4), ("model", 6))) for seed in range(4)]
-    halves = []
-    for origins in (("model", "environment"), ("environment", "model")):
-        half = copy.deepcopy(whole)
-        for one in half:
-            said = one.segments[1]
-            one.segments[1:] = [
-                Segment(origins[0], said.token_ids[:3], "", said.logprobs[:3]),
-                Segment(origins[1], said.token_ids[3:], "", said.logprobs[3:]),
-            ]
-            for index in (1, 2):
-                if one.segments[index].origin == "environment":
-                    one.segments[index] = Segment("environment", one.segments[index].token_ids, "")
-        halves.append(half)
-    values = values | {"lam": 1.0, "gamma": 1.0, "whiten_advantages": False}
-    full, left, right = (
-        gradients_of([Group(tuple(part))], **values) for part in (whole, halves[0], halves[1])
-    )
-    # Each is divided by its own number of trainable tokens, the whole by twice as many.
-    policy = [name for name in full if name.startswith("searcher.")]
-    assert_close(
-        {name: 2 * full[name] for name in policy},
-        {name: left[name] + right[name] for name in policy},
-        1e-5,
-    )
 
 
 def dense_gradients(
@@ -310,7 +252,9 @@ def samples_of(subject: Learner, made: Sequence[Group]) -> list[Any]:
     samples = [sample for group in grouped for sample in group]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "_single", False)
-        subject._look_back(grouped, subject._pack(samples))
+        packed = subject._pack(samples)
+        subject._note_reference(packed)
+        subject._look_back(grouped, packed, [])
     return samples
 
 

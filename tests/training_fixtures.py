@@ -21,6 +21,9 @@ from searchrl.training.learner import Group, Learner
 from searchrl.training.options import LearningOptions
 
 VOCABULARY = 60
+MIXED = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0]]
+"""Rewards of three groups, one of which has nothing to compare."""
+PPO: dict[str, Any] = {"algorithm": "ppo", "lam": 0.9, "gamma": 0.99}
 Piece = tuple[Literal["prompt", "model", "environment"], int]
 SHAPE: tuple[Piece, ...] = (("prompt", 5), ("model", 3), ("environment", 4), ("model", 2))
 
@@ -109,6 +112,16 @@ def watch_gradients(subject: Learner) -> list[dict[str, torch.Tensor]]:
 
         optimizer.register_step_pre_hook(note)
     return seen
+
+
+def gradients_of(
+    made: Sequence[Group], model: PreTrainedModel | None = None, **values: Any
+) -> dict[str, torch.Tensor]:
+    """All gradients of one update by a learner made with ``values``."""
+    subject = learner(model, **values)
+    seen = watch_gradients(subject)
+    subject.update(made, 0)
+    return merged(seen)
 
 
 def merged(seen: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

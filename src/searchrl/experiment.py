@@ -24,7 +24,7 @@ from searchrl.data.questions import Question, QuestionReward, read_questions
 from searchrl.data.storage import sha256, write_json
 from searchrl.data.synthwiki import DEFAULT_HOPS, write_synthwiki
 from searchrl.errors import InputError, IntegrityError
-from searchrl.models.options import HttpModelOptions, LocalModelOptions
+from searchrl.models.options import HttpModelOptions, LocalModelOptions, VllmOptions
 from searchrl.models.protocol import ChatModel, LanguageModel
 from searchrl.models.replies import ReplyStore, Usage
 from searchrl.recipe import HttpSearcher, LocalSearcher, Recipe
@@ -45,8 +45,11 @@ from searchrl.rewards.per_question import PerQuestionReward, check_rewards
 from searchrl.rewards.protocol import RewardFunction
 from searchrl.rewards.rag_cache import RagCache
 from searchrl.rewards.search_r1_format import SearchR1FormatReward
+from searchrl.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from searchrl.models.local import LocalModel
     from searchrl.retrieval.web.retriever import WebRetriever
     from searchrl.serving.client import HttpRetriever
@@ -180,18 +183,31 @@ class Experiment:
         options = self.local_searcher
         return load_local(options, model)
 
-    def trainable(self) -> LocalModel:
-        """A fresh copy of the recipe's searcher whose weights may be trained.
+    def trainable(self, vllm: VllmOptions | None = None) -> LocalModel:
+        """A fresh copy of the recipe's searcher whose weights, or adapter, may be trained.
+
+        Args:
+            vllm: have vLLM decode with them, opened like this.
 
         Raises:
-            InputError: its weights are too small a number form for that, or behind a server.
+            InputError: the searcher is behind a server, the adapter does not go with it, or vLLM
+                cannot be opened.
         """
-        if self.local_searcher.dtype != "float32":
-            raise InputError(
-                'searcher.dtype: trained weights must be "float32", smaller ones lose small '
-                "updates; set autocast = true in learning or supervised to compute in bfloat16"
-            )
-        return self.searcher()
+        searcher, lora = load_local(self.local_searcher, vllm=vllm), self.recipe.lora
+        if lora is not None:
+            from searchrl.models.adapters import add_adapter
+
+            seed = derive_seed(self.recipe.seed, "lora")
+            add_adapter(searcher.model, lora, self.local_searcher.model, seed)
+        return searcher
+
+    def reference(self, searcher: LocalModel) -> PreTrainedModel:
+        """What ``searcher`` is before any training; on the weights of its own where it can be."""
+        if self.recipe.lora is None:
+            return self.searcher().model
+        from searchrl.models.adapters import without_adapter
+
+        return without_adapter(searcher.model)
 
     def prompted(self, model: str | None = None) -> LanguageModel:
         """The recipe's searcher wherever it runs, or ``model``, opened once and never trained.
@@ -240,8 +256,7 @@ class Experiment:
                 return SearchR1FormatReward(
                     options.structure_score, options.final_score, options.retrieval_score
                 )
-        # A model that answers itself needs no generator, and none is loaded for it.
-        generator = None if self.recipe.agent.kind == "search_r1" else self.generator
+        generator = self.generator if self.recipe.rewards_ask_the_generator else None
         match options.kind:
             case "function":
                 return self._custom_reward(generator)
@@ -431,8 +446,17 @@ def open_service(options: HttpRetrieverOptions) -> HttpRetriever:
     return HttpRetriever(options.url, key, options.seconds, options.outage, options.cache)
 
 
-def load_local(options: LocalModelOptions, model: str | None = None) -> LocalModel:
+def load_local(
+    options: LocalModelOptions, model: str | None = None, vllm: VllmOptions | None = None
+) -> LocalModel:
     """Load a local model, or another one in its place; the heavy import happens here."""
     from searchrl.models.local import load_model
 
-    return load_model(model or options.model, options.device, options.dtype, options.thinking)
+    return load_model(
+        model or options.model,
+        options.device,
+        options.dtype,
+        options.thinking,
+        options.cache_gib,
+        vllm,
+    )

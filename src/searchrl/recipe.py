@@ -6,7 +6,7 @@ here. ``recipe_file.py`` reads recipes from TOML.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, PositiveInt, Tag, model_validator
 
@@ -18,7 +18,12 @@ from searchrl.agents.trained import AgentOptions
 from searchrl.data.options import DataOptions
 from searchrl.distributed.options import VerlOptions
 from searchrl.evaluation.options import EvaluationOptions
-from searchrl.models.options import HttpModelOptions, LocalModelOptions
+from searchrl.models.options import (
+    LEAST_TEMPERATURE,
+    HttpModelOptions,
+    LocalModelOptions,
+    LoraOptions,
+)
 from searchrl.options import Options
 from searchrl.retrieval.choice import RetrieverOptions
 from searchrl.retrieval.options import Bm25Options, RerankOptions
@@ -99,6 +104,7 @@ class Recipe(Options):
     retriever: RetrieverOptions = Bm25Options()
     rerank: RerankOptions | None = None
     searcher: Searcher
+    lora: LoraOptions | None = None
     generator: Generator
     judge: Judge | None = None
     agent: AgentOptions = S3Options()
@@ -115,9 +121,23 @@ class Recipe(Options):
     search_o1: SearchO1Options = SearchO1Options()
 
     @property
+    def layout(self) -> Literal["ddp", "fsdp"] | None:
+        """How weights lie over several processes; none where their number decides."""
+        whole = self.lora is not None or self.learning.offload
+        return self.run.parallel or ("ddp" if whole else None)
+
+    @property
     def several_datasets(self) -> bool:
         """Whether every source of the held-out questions is a dataset of its own."""
         return bool(self.data.datasets) or self.evaluation.by_source
+
+    @property
+    def rewards_ask_the_generator(self) -> bool:
+        """Whether training needs the generator; a searcher that answers itself does without."""
+        if self.reward.kind == "gain_beyond_rag":
+            return True
+        by_answer = self.reward.kind in ("exact_match", "f1", "sub_em", "function", "per_question")
+        return by_answer and self.agent.kind != "search_r1"
 
     @model_validator(mode="after")
     def _check_combination(self) -> Recipe:
@@ -126,6 +146,11 @@ class Recipe(Options):
             raise ValueError(
                 f'learning.algorithm = "{algorithm}" compares the episodes of a question: '
                 "set rollout.group_size to 2 or more"
+            )
+        if self.learning.lone_episodes and not lonely:
+            raise ValueError(
+                "learning.lone_episodes = true takes no baseline from a group: "
+                "set rollout.group_size = 1 or leave it out"
             )
         for name in ("refill_rounds", "drop_equal_groups"):
             if getattr(self.rollout, name) and not self.learning.compares_groups:
@@ -155,7 +180,38 @@ class Recipe(Options):
                 "episodes into too many: lower it or raise rollout.questions_per_step"
             )
         self._check_corpora()
+        self._check_engine()
+        self._check_layout()
         return self
+
+    def _check_layout(self) -> None:
+        whole = {
+            "lora": self.lora is not None,
+            "learning.offload": self.learning.offload,
+        }
+        for key, is_set in whole.items():
+            if is_set and self.run.parallel == "fsdp":
+                raise ValueError(
+                    f'run.parallel = "fsdp" does not go with {key}: leave one of them out, or set '
+                    'run.parallel = "ddp"'
+                )
+
+    def _check_engine(self) -> None:
+        if self.rollout.engine == "vllm" and self.learning.importance_cap is None:
+            raise ValueError(
+                'rollout.engine = "vllm" samples from a slightly different distribution than the '
+                "update computes: set learning.importance_cap, as in 2.0"
+            )
+        if self.rollout.engine == "vllm" and self.lora is not None:
+            raise ValueError(
+                'rollout.engine = "vllm" is handed whole weights: leave out lora, or set '
+                'rollout.engine = "native"'
+            )
+        if self.rollout.engine == "vllm" and self.rollout.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"rollout.temperature = {self.rollout.temperature}: vLLM draws at "
+                f'{LEAST_TEMPERATURE} at least; raise it, or set rollout.engine = "native"'
+            )
 
     def _check_corpora(self) -> None:
         if self.retriever.kind == "http" and not self.data.share_a_corpus:

@@ -27,6 +27,12 @@ Settings = Annotated[
         help="key=value, a key of a recipe's [retriever], as in --set max_length=256; repeatable.",
     ),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", help="Index one part of the corpus, as in 2/8, with the weights of the whole."
+    ),
+]
 
 
 @app.command()
@@ -39,6 +45,7 @@ def build(
     encoder: Encoder = None,
     device: Device = None,
     settings: Settings = None,
+    shard: Part = None,
     as_json: AsJson = False,
 ) -> None:
     """Index a corpus; an index that stands at OUT is replaced when the new one is complete.
@@ -48,7 +55,7 @@ def build(
     Example: searchrl index build --kind bm25 --corpus corpus.jsonl --out indexes/wiki
     """
     named = {"kind": kind, "k1": k1, "b": b, "encoder": encoder, "device": device}
-    _build(corpus, out, None, named, settings, as_json)
+    _build(corpus, out, None, named, settings, shard, as_json)
 
 
 @app.command()
@@ -62,6 +69,7 @@ def convert(
     kind: Annotated[str, typer.Option(help="dense or hybrid.")] = "dense",
     device: Device = None,
     settings: Settings = None,
+    shard: Part = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an index of vectors that another program computed, as Search-R1's e5_Flat.index.
@@ -72,7 +80,7 @@ def convert(
     --encoder intfloat/e5-base-v2 --out indexes/wiki-e5
     """
     named = {"kind": kind, "encoder": encoder, "device": device}
-    _build(corpus, out, vectors, named, settings, as_json)
+    _build(corpus, out, vectors, named, settings, shard, as_json)
 
 
 @app.command()
@@ -103,16 +111,19 @@ def _build(
     vectors: Path | None,
     named: dict[str, Any],
     settings: list[str] | None,
+    shard: str | None,
     as_json: bool,
 ) -> None:
     from searchrl.cli.progress import stages
     from searchrl.recipe_file import index_options
     from searchrl.retrieval.index import build_index
+    from searchrl.retrieval.shards import parse_shard
 
+    part = None if shard is None else parse_shard(shard)
     given = {name: value for name, value in named.items() if value is not None}
     options = index_options(given, settings or [])
     with stages() as progress:
-        retriever = build_index(corpus, out, options, vectors, progress)
+        retriever = build_index(corpus, out, options, vectors, progress, part)
     count = len(retriever.corpus)
     if as_json:
         typer.echo(json.dumps({"path": str(out), "kind": options.kind, "passages": count}))

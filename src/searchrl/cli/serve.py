@@ -1,16 +1,28 @@
-"""``searchrl serve``: an index as an HTTP service."""
+"""``searchrl serve``: an index, or the shards of one, as an HTTP service."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from searchrl.cli.arguments import Device, Encoder, Index, need_packages
+from searchrl.cli.arguments import Device, Encoder, need_packages
+from searchrl.errors import InputError
+
+if TYPE_CHECKING:
+    from searchrl.serving.server import Served
 
 
 def command(
-    index: Index,
+    index: Annotated[Path | None, typer.Option(help="An index directory.")] = None,
+    shard: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of an index: the address of a server of one of its shards; repeatable."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
     topk: Annotated[
@@ -30,6 +42,9 @@ def command(
         list[str] | None,
         typer.Option(help="A name that clients may call this server by; repeatable."),
     ] = None,
+    shard_key_variable: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the API key of the shards.")
+    ] = None,
     encoder: Encoder = None,
     device: Device = "cpu",
     reranker: Annotated[
@@ -39,11 +54,13 @@ def command(
 ) -> None:
     """Serve an index over HTTP, in the form that Search-R1's, s3's and verl's clients speak.
 
+    With --shard, this server asks all shards of a corpus and merges what they find.
+
     Example: searchrl serve --index indexes/wiki --port 8000
     """
     need_packages("serve", "granian", "msgspec", "prometheus_client")
     from searchrl.serving.gate import allowed_hosts
-    from searchrl.serving.server import Address, Served, serve
+    from searchrl.serving.server import Address, serve
     from searchrl.serving.settings import ServerSettings
 
     address = Address(host, port, workers)
@@ -54,5 +71,34 @@ def command(
         allowed_hosts=allowed_hosts(host, allow_host or (), guarded=key_variable is not None),
         key_variable=key_variable,
     )
-    served = Served(index, encoder, device, reranker)
-    serve(served, address, settings, lambda: typer.echo(f"serving {index} at {address.url}"))
+    served = _served(index, shard or (), encoder, shard_key_variable, reranker, device, seconds)
+    name = index or f"{len(shard or ())} shards"
+    serve(served, address, settings, lambda: typer.echo(f"serving {name} at {address.url}"))
+
+
+def _served(
+    index: Path | None,
+    shards: Sequence[str],
+    encoder: str | None,
+    shard_key_variable: str | None,
+    reranker: str | None,
+    device: str,
+    seconds: float,
+) -> Served:
+    """What the options ask for.
+
+    Raises:
+        InputError: they ask for two things, or none.
+    """
+    from searchrl.serving.server import IndexOnDisk, RemoteShards
+
+    if index is not None and not shards and shard_key_variable is None:
+        return IndexOnDisk(reranker, device, index=index, encoder=encoder)
+    if shards and index is None and encoder is None:
+        return RemoteShards(
+            reranker, device, urls=shards, seconds=seconds, key_variable=shard_key_variable
+        )
+    raise InputError(
+        "serve: name an index (--index, --encoder) or the servers of its shards (--shard, "
+        "--shard-key-variable), not both"
+    )

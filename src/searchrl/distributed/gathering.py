@@ -2,6 +2,9 @@
 
 A call goes out as soon as the one before has come back, with everything that was asked meanwhile:
 a lone search never waits for company. A failed call fails the searches that were in it, no others.
+
+Calls go out one by one, and a breaker tells an outage by more failures than one call has tries. So
+a call that found nobody is made once more: it is the one that waits for the server to come back.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from searchrl.retrieval.protocol import Hit, Retriever
+from searchrl.transport.errors import UnavailableError
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +59,7 @@ class GatheringRetriever:
         if not queries:
             return
         try:
-            found = iter(await self._retriever.search(queries, k))
+            found = iter(await self._search(queries, k))
         except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
             for search in batch:
                 if not search.answer.done():
@@ -65,3 +69,9 @@ class GatheringRetriever:
             hits = [next(found) for _ in search.queries]
             if not search.answer.done():
                 search.answer.set_result(hits)
+
+    async def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        try:
+            return await self._retriever.search(queries, k)
+        except UnavailableError:
+            return await self._retriever.search(queries, k)

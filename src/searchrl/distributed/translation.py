@@ -54,6 +54,8 @@ READ_IN_PLACE = frozenset(
 """Sections that the agent loop reads from the run's ``config.json`` itself."""
 NOT_WATCHED = frozenset({"guards"})
 """Sections of the in-process trainer that nothing heeds here."""
+REFUSED = frozenset({"lora"})
+"""Sections that ask for what only the in-process trainer does."""
 FOR_OTHER_COMMANDS = frozenset({"supervised", "evaluation", "ircot", "search_o1"})
 """Sections that training does not read, here or in process."""
 
@@ -170,7 +172,9 @@ def _actor(recipe: Recipe, searcher: LocalSearcher) -> Settings:
     in_loss = learning.kl_coefficient > 0 and learning.kl_placement == "loss"
     return {
         "actor_rollout_ref.model.path": model_path(searcher.model),
-        "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+        "actor_rollout_ref.model.enable_gradient_checkpointing": (
+            recipe.learning.gradient_checkpointing
+        ),
         f"{actor}.strategy": "fsdp2",
         f"{actor}.ppo_mini_batch_size": recipe.rollout.questions_per_step // learning.mini_batches,
         f"{actor}.ppo_epochs": learning.epochs,
@@ -199,6 +203,7 @@ def _critic(recipe: Recipe, searcher: LocalSearcher) -> Settings:
     rate, warmup = learning.critic_learning_rate, learning.critic_warmup_steps
     return {
         "critic.model.path": model_path(searcher.model),
+        "critic.model.enable_gradient_checkpointing": recipe.learning.gradient_checkpointing,
         "critic.strategy": "fsdp2",
         "critic.cliprange_value": learning.value_clip,
         "critic.ppo_max_token_len_per_gpu": learning.tokens_per_micro_batch,
@@ -223,11 +228,12 @@ def _optimizer(name: str, recipe: Recipe, rate: float, warmup: int) -> Settings:
 
 
 def _engine(name: str, recipe: Recipe) -> Settings:
+    offload = recipe.verl.offload or recipe.learning.offload
     return {
         f"{name}.model_dtype": "fp32",
         f"{name}.mixed_precision.param_dtype": "bf16" if recipe.learning.autocast else "fp32",
-        f"{name}.param_offload": recipe.verl.offload,
-        f"{name}.optimizer_offload": recipe.verl.offload,
+        f"{name}.param_offload": offload,
+        f"{name}.optimizer_offload": offload,
         f"{name}.seed": recipe.seed,
     }
 
@@ -311,12 +317,15 @@ def _check_learning(recipe: Recipe) -> None:
         "learning.whiten_advantages": (
             learning.algorithm == "ppo" and not learning.whiten_advantages
         ),
+        "learning.lone_episodes": learning.lone_episodes,
         "learning.final_rate": learning.final_rate != 1,
         "learning.loss_average": learning.loss_average != "token",
+        "learning.mask_retrieved": not learning.mask_retrieved,
         "learning.mask_truncated": learning.mask_truncated,
         "learning.kl_target": learning.kl_target is not None,
         "rollout.refill_rounds": recipe.rollout.refill_rounds > 0,
         "rollout.drop_equal_groups": recipe.rollout.drop_equal_groups,
+        "rollout.engine": recipe.rollout.engine != "native",
         "run.parallel": recipe.run.parallel is not None,
     }
     for key, is_refused in refused.items():
@@ -368,6 +377,8 @@ def _trainable(recipe: Recipe) -> LocalSearcher:
             'searcher.dtype: trained weights must be "float32"; set learning.autocast = true to '
             "compute in bfloat16"
         )
+    if recipe.lora is not None:
+        raise InputError("lora: adapters are trained in process; leave it out for verl")
     return searcher
 
 

@@ -159,8 +159,17 @@ def _check(recipe: Recipe) -> None:
             f'learning.algorithm = "{learning.algorithm}": TRL trains without a critic; '
             'set "grpo", or train in process or with verl'
         )
+    if recipe.rollout.engine != "native":
+        raise InputError(
+            f'rollout.engine = "{recipe.rollout.engine}": under TRL the rollout function decodes '
+            'with the trainer\'s own weights; set "native"'
+        )
     if learning.entropy_coefficient:
         raise InputError("learning.entropy_coefficient: TRL has no entropy bonus; set it to 0")
+    if not learning.mask_retrieved:
+        raise InputError(
+            "learning.mask_retrieved = false: TRL learns from sampled tokens alone; leave it out"
+        )
     if learning.kl_coefficient and learning.kl_estimator != "k3":
         raise InputError(
             f'learning.kl_estimator = "{learning.kl_estimator}": TRL knows k3 alone; set "k3"'

@@ -34,6 +34,7 @@ class Decoder(ABC):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> None:
         self.model = model
+        self.max_length = max_length
         self.drawing = Drawing(model, tokenizer, max_length)
 
     @property
@@ -60,6 +61,14 @@ class Decoder(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Drop every row, after a failure."""
+
+    def rest(self) -> None:
+        """No rows will come for a while: give up memory that others can use by then."""
+        return
+
+    def measures(self) -> dict[str, float]:
+        """Metrics of its latest work, by name."""
+        return {}
 
     @contextmanager
     def inferring(self) -> Iterator[None]:

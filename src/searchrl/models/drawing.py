@@ -52,6 +52,9 @@ class Drawing:
             generation settings or its tokenizer name.
         tokenizer: its tokenizer.
         max_length: longest prompt plus completion.
+
+    Attributes:
+        ends: the tokens that end a sequence.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Drawing:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._pieces: dict[int, str] = {}
-        self._ends = _end_tokens(model, tokenizer)
+        self.ends = _end_tokens(model, tokenizer)
 
     def check(self, request: Request) -> None:
         """See that a request can be decoded at all.
@@ -106,10 +109,14 @@ class Drawing:
         values_B = logprobs_BV.gather(1, chosen_B.unsqueeze(1)).squeeze(1)
         tokens: list[int] = chosen_B.tolist()
         for row, token, logprob in zip(rows, tokens, values_B.tolist(), strict=True):
-            row.token_ids.append(token)
-            row.logprobs.append(logprob)
-            row.stop = self._stop_reason(row)
+            self.note(row, token, logprob)
         return tokens
+
+    def note(self, row: Row, token: int, logprob: float) -> None:
+        """Add a token that was drawn to its row, and note whether the row ends with it."""
+        row.token_ids.append(token)
+        row.logprobs.append(logprob)
+        row.stop = self._stop_reason(row)
 
     def completion(self, row: Row) -> Completion:
         """What a row that has ended produced."""
@@ -119,7 +126,7 @@ class Drawing:
 
     def _stop_reason(self, row: Row) -> StopReason | None:
         last = row.token_ids[-1]
-        if last in self._ends:
+        if last in self.ends:
             return StopReason.END_OF_SEQUENCE
         if self._meets_stop_string(row, last):
             return StopReason.STOP_STRING

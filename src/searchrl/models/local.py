@@ -11,17 +11,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from searchrl.errors import InputError, SearchRLError
+from searchrl.models.adapter_files import is_adapter
 from searchrl.models.chat import encode_text, render_chat
 from searchrl.models.decoder import Decoder
 from searchrl.models.drawing import Request, Row
+from searchrl.models.options import VllmOptions
 from searchrl.models.packed_attention import packs
 from searchrl.models.packed_decoder import PackedDecoder
 from searchrl.models.padded_decoder import PaddedDecoder
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling
 from searchrl.models.tokenizers import load_tokenizer, model_path
+from searchrl.models.vllm_decoder import open_vllm_decoder
+from searchrl.models.weights import check_base
 
 if TYPE_CHECKING:
     import torch
@@ -44,16 +49,25 @@ class LocalModel(LanguageModel):
         model: the model, on the device it shall run on. It may be trained between calls.
         tokenizer: its tokenizer, with a chat template.
         thinking: whether it may use a think mode of its own.
+        cache_gib: GiB of keys and values for what is decoded at a time.
+        vllm: have it decoded by vLLM, opened like this.
+
+    Raises:
+        InputError: vLLM is asked for and cannot be opened.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thinking: bool = True
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        thinking: bool = True,
+        cache_gib: float = 1.0,
+        vllm: VllmOptions | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self._thinking = thinking
-        self._max_length = _context_length(model)
-        self._decoder = _open_decoder(model, tokenizer, self._max_length)
+        self._decoder = _open_decoder(model, tokenizer, _context_length(model), cache_gib, vllm)
         self._waiting: list[_Asked] = []
         self._decoding: list[_Asked] = []
         self._serving: asyncio.Task[None] | None = None
@@ -61,7 +75,7 @@ class LocalModel(LanguageModel):
     @property
     def max_length(self) -> int:
         """Longest prompt plus completion, in tokens."""
-        return self._max_length
+        return self._decoder.max_length
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat in the model's own template, up to where the assistant speaks."""
@@ -86,6 +100,14 @@ class LocalModel(LanguageModel):
             # Ctrl-C ends the event loop by itself; left unread, the task would tell of it again.
             self._serving.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await future
+
+    def rest(self) -> None:
+        """Give up memory that decoding alone needs, until the next call."""
+        self._decoder.rest()
+
+    def measures(self) -> dict[str, float]:
+        """Metrics of its decoder's latest work, by name."""
+        return self._decoder.measures()
 
     async def _serve(self) -> None:
         while self._waiting or self._decoding:
@@ -143,40 +165,59 @@ class LocalModel(LanguageModel):
 
 
 def _open_decoder(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_gib: float,
+    vllm: VllmOptions | None,
 ) -> Decoder:
-    kind = PackedDecoder if packs(model.config) else PaddedDecoder
-    return kind(model, tokenizer, max_length)
+    if vllm is not None:
+        return open_vllm_decoder(model, tokenizer, max_length, vllm)
+    if packs(model.config):
+        return PackedDecoder(model, tokenizer, max_length, round(cache_gib * 2**30))
+    return PaddedDecoder(model, tokenizer, max_length)
 
 
 def load_model(
-    name: str, device: str = "cpu", dtype: str = "float32", thinking: bool = True
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    thinking: bool = True,
+    cache_gib: float = 1.0,
+    vllm: VllmOptions | None = None,
 ) -> LocalModel:
     """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
 
-    Weights are read from safetensors only and no code from a model repository is run.
+    Weights are read from safetensors only and no code from a model repository is run. A directory
+    that holds an adapter is loaded as its base with the adapter merged into it.
 
     Raises:
-        InputError: there is no such model, or it cannot be loaded.
+        InputError: there is no such model, or it cannot be loaded, or ``vllm`` is given and cannot
+            be opened.
     """
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     path = model_path(name)
+    base = model_path(check_base(Path(path))) if is_adapter(path) else path
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise InputError(f"model {name!r}: no dtype {dtype!r}; use float32, bfloat16 or float16")
     tokenizer = load_tokenizer(name)
     try:
-        model, missing = _load_weights(path, kind, device)
+        model, missing = _load_weights(base, kind, device)
     except Exception as error:
         # The libraries below raise errors of many kinds for files that are not theirs.
         reason = " ".join(str(error).split())
         raise InputError(f"model {name!r}: cannot be loaded: {reason[:300]}") from error
     if missing:
         raise InputError(f"model {name!r}: its weights lack {missing[0]!r}; copy all its files")
-    return LocalModel(model, tokenizer, thinking)
+    if base != path:
+        from searchrl.models.adapters import apply_adapter
+
+        apply_adapter(model, Path(path))
+    return LocalModel(model, tokenizer, thinking, cache_gib, vllm)
 
 
 def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:

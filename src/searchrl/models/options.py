@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from searchrl.options import Options
+
+LEAST_TEMPERATURE = 0.01
+"""What vLLM raises a temperature between 0 and this to."""
+CPU_CACHE = 1 << 30
+"""Bytes of keys and values that vLLM has on a CPU, as many as the packed decoder for its rows."""
 
 
 class LocalModelOptions(Options):
@@ -21,11 +26,41 @@ class LocalModelOptions(Options):
     dtype: Literal["float32", "bfloat16"] = "float32"
     thinking: bool = True
     """Whether a model with a think mode of its own, as Qwen3, may use it."""
+    cache_gib: PositiveFloat = 1.0
+    """GiB of keys and values for what is decoded at a time, and as much again at most for prefixes
+    that are kept; more of it decodes more together."""
 
     @property
     def name(self) -> str:
         """Tells this model, and how it is asked, from others in records and cache keys."""
         return self.model if self.thinking else f"{self.model} without thinking"
+
+
+class VllmOptions(Options):
+    """vLLM as the engine of rollouts."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """The number form it computes in; the weights that are trained stay as they are."""
+    memory_share: float = Field(0.3, gt=0, lt=1)
+    """Share of a GPU's memory that it takes, its copy of the weights included; on a CPU it takes
+    1 GiB beside that copy."""
+    sleep: bool = True
+    """Whether it gives up a GPU's memory while the update computes."""
+
+
+class LoraOptions(Options):
+    """A low-rank adapter (LoRA, arXiv 2106.09685), which is trained in the place of all weights."""
+
+    rank: PositiveInt = 16
+    """Of the two factors that are added to a matrix."""
+    alpha: PositiveFloat = 32.0
+    """Their product counts ``alpha / rank`` times."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of what goes into the factors, in supervised fine-tuning; an update from rewards drops
+    nothing, since its log-probabilities have to be those of the searcher that sampled."""
+    targets: tuple[str, ...] | None = None
+    """Names of the matrices that get factors, as in ``["q_proj", "v_proj"]``; all matrices of the
+    blocks when left out."""
 
 
 class HttpModelOptions(Options):

@@ -14,7 +14,7 @@ token sees. Elsewhere FlexAttention takes the rule ``j <= i < subtree_end(j)`` a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,7 +92,7 @@ def run_packed(
     Returns:
         ``[N, D]``.
     """
-    with _packed(trunk.config):  # type: ignore[arg-type]
+    with _attention(trunk.config, _NAME):  # type: ignore[arg-type]
         output = trunk(
             input_ids=tokens.unsqueeze(0),
             position_ids=positions.unsqueeze(0),
@@ -103,10 +103,15 @@ def run_packed(
     return hidden_ND
 
 
+def same_attention(config: PretrainedConfig) -> AbstractContextManager[None]:
+    """Attention as it is now, for what is computed anew when that may have changed."""
+    return _attention(config, config._attn_implementation)
+
+
 @contextmanager
-def _packed(config: PretrainedConfig) -> Iterator[None]:
+def _attention(config: PretrainedConfig, name: str | None) -> Iterator[None]:
     before = config._attn_implementation
-    config._attn_implementation = _NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

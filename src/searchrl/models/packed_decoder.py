@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from searchrl.models.cohort import Begun, Cohort, Piece, Span
 from searchrl.models.decoder import Decoder
@@ -30,22 +29,11 @@ from searchrl.models.packed_attention import (
 from searchrl.models.prefix_cache import CachedRun, PrefixCache, path_length
 from searchrl.models.protocol import StopReason
 from searchrl.models.token_tree import Indices, TokenTree, build_tree, common_prefix
+from searchrl.models.weight_watch import WeightWatch
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_steps = 0
-"""Optimizer steps in this process."""
-
-
-def _count_step(*_: object) -> None:
-    global _steps
-    _steps += 1
-
-
-# Fused optimizers change weights without counting up their version.
-register_optimizer_step_post_hook(_count_step)
 
 
 class PackedDecoder(Decoder):
@@ -77,7 +65,7 @@ class PackedDecoder(Decoder):
         self._cache = PrefixCache(self._room)
         self._cohorts: list[Cohort] = []
         self._ended: list[Row] = []
-        self._weights = self._weights_now()
+        self._watch = WeightWatch(model)
 
     @property
     def active(self) -> int:
@@ -87,8 +75,8 @@ class PackedDecoder(Decoder):
     def admit(self, rows: Sequence[Row]) -> int:
         """Prefill as many rows as their keys and values have room for."""
         count = self._fitting(rows)
-        if not self._cohorts:
-            self._renew()
+        if not self._cohorts and self._watch.changed():
+            self._cache.clear()
         order = sorted(rows[:count], key=lambda row: row.request.prompt)
         with self.inferring():
             for batch in self._batches(order):
@@ -113,18 +101,6 @@ class PackedDecoder(Decoder):
         """Drop the rows and all that is kept."""
         self._cohorts, self._ended = [], []
         self._cache.clear()
-
-    def _renew(self) -> None:
-        """Forget keys and values of weights that have changed since."""
-        now = self._weights_now()
-        if now != self._weights:
-            self._cache.clear()
-            self._weights = now
-
-    def _weights_now(self) -> tuple[int, ...]:
-        """Differs after an optimizer's step, any change in place, or an exchange of a parameter."""
-        changes = ((p.data_ptr(), p._version) for p in self.model.parameters())
-        return (_steps, *itertools.chain.from_iterable(changes))
 
     def _fitting(self, rows: Sequence[Row]) -> int:
         taken = sum(cohort.capacity for cohort in self._cohorts)

@@ -35,6 +35,7 @@ class Shape:
         attention_biases: how many of the four projections of attention have a bias.
         mlp_bias: whether those of the MLP have one.
         context: longest sequence.
+        packs: whether it is decoded on packed rows, within a budget of keys and values.
     """
 
     hidden: int
@@ -49,6 +50,7 @@ class Shape:
     attention_biases: int
     mlp_bias: bool
     context: int
+    packs: bool
 
     @property
     def linear(self) -> int:
@@ -123,6 +125,7 @@ def shape_of(config: Mapping[str, Any], source: str) -> Shape:
         attention_biases=3 if kind == "qwen2" else 4 if biased else 0,
         mlp_bias=kind == "llama" and bool(config.get("mlp_bias", False)),
         context=size("max_position_embeddings"),
+        packs=kind != "mistral" and not config.get("use_sliding_window", False),
     )
 
 

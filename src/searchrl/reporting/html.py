@@ -24,6 +24,7 @@ from searchrl.reporting.methods import (
     Method,
     comparison,
     headline,
+    read_datasets,
     read_methods,
     table,
     to_bars,
@@ -112,7 +113,7 @@ def write_report(
         InputError: the summary or an episode is not in its form.
     """
     methods = read_methods(summary) if summary is not None else []
-    headings, rows = table(methods)
+    datasets = read_datasets(summary) if summary is not None else {}
     curves = _curves(metrics)
     page = _template().render(
         title=title,
@@ -120,8 +121,8 @@ def write_report(
         headline=headline(methods) or _without_result(metrics),
         comparison=comparison(methods),
         charts=_bar_charts(methods),
-        headings=headings,
-        rows=rows,
+        table=table(methods),
+        datasets={name: table(rows) for name, rows in datasets.items()},
         curves=curves[:_OPEN_CURVES],
         more_curves=curves[_OPEN_CURVES:],
         episodes=[_episode(row, at) for at, row in enumerate(episodes[:EPISODES_SHOWN], start=1)],

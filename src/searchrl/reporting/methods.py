@@ -75,6 +75,21 @@ def read_methods(summary: Mapping[str, Any]) -> list[Method]:
     return [_method(str(name), row, rows) for name, row in rows.items()]
 
 
+def read_datasets(summary: Mapping[str, Any]) -> dict[str, list[Method]]:
+    """Read the methods of each dataset; none where a summary is of one dataset alone.
+
+    Raises:
+        InputError: the summary is not in the form of ``summary.json``.
+    """
+    datasets = summary.get("datasets", {})
+    if not isinstance(datasets, Mapping):
+        raise InputError('summary: "datasets" is no table; give the form of summary.json')
+    for name, table in datasets.items():
+        if not isinstance(table, Mapping):
+            raise InputError(f"summary: dataset {name!r} is no table of methods")
+    return {str(name): read_methods(table) for name, table in datasets.items()}
+
+
 def to_bars(methods: Sequence[Method]) -> list[Bar]:
     """Bars for the methods that have an accuracy, the main one emphasised."""
     main = main_method(methods)

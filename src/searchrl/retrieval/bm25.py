@@ -20,7 +20,7 @@ from searchrl.data.corpus_store import Progress, silent
 from searchrl.data.passages import Passage
 from searchrl.errors import InputError
 from searchrl.retrieval.analysis import EnglishAnalyzer
-from searchrl.retrieval.postings import Postings, write_postings
+from searchrl.retrieval.postings import Postings, WordStatistics, write_postings
 from searchrl.retrieval.protocol import IndexRetriever, Ranking
 from searchrl.retrieval.ranking import best_rows
 
@@ -66,9 +66,22 @@ class Bm25Retriever(IndexRetriever):
 
 
 def write_bm25(
-    corpus: Corpus, directory: Path, k1: float, b: float, progress: Progress = silent
+    corpus: Corpus,
+    directory: Path,
+    k1: float,
+    b: float,
+    progress: Progress = silent,
+    whole: WordStatistics | None = None,
 ) -> None:
     """Index ``corpus`` into the files of ``directory``.
+
+    Args:
+        corpus: the passages.
+        directory: where to.
+        k1: how slowly repeats of a word saturate.
+        b: weight of the passage's length.
+        progress: told of passages done.
+        whole: what weights take from the corpus, where it is a shard of another.
 
     Raises:
         InputError: k1 below 0, or b outside 0 to 1.
@@ -77,4 +90,4 @@ def write_bm25(
         raise InputError(f"k1 is {k1}; BM25 needs a finite number of at least 0")
     if not 0 <= b <= 1:
         raise InputError(f"b is {b}; BM25 needs a number from 0 to 1")
-    write_postings(corpus, EnglishAnalyzer(), k1, b, directory, progress)
+    write_postings(corpus, EnglishAnalyzer(), k1, b, directory, progress, whole)

@@ -70,13 +70,17 @@ class DenseRetriever(IndexRetriever):
         """See ``IndexRetriever.rank``."""
         # Each query is encoded once: in another batch its vector could differ in the last bits.
         distinct = list(dict.fromkeys(queries))
-        vectors_QD = self._encoder.encode(distinct)
+        vectors_QD = self.encode(distinct)
         rankings: dict[str, Ranking] = {}
         for start in range(0, len(distinct), _QUERIES):
             part = slice(start, start + _QUERIES)
             found = self.rank_vectors(vectors_QD[part], k)
             rankings.update(zip(distinct[part], found, strict=True))
         return [rankings[query] for query in queries]
+
+    def encode(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The vectors of queries, shape ``(len(queries), dimension)``."""
+        return self._encoder.encode(queries)
 
     def rank_vectors(self, queries_QD: npt.NDArray[np.float32], k: int) -> list[Ranking]:
         """The answers to queries that are encoded already."""

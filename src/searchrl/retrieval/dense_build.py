@@ -19,6 +19,7 @@ from searchrl.retrieval.compressed import write_compressed
 from searchrl.retrieval.dense import chosen_compression
 from searchrl.retrieval.encoder import Encoder, load_encoder
 from searchrl.retrieval.options import VectorOptions
+from searchrl.retrieval.shards import Shard
 from searchrl.retrieval.sources import encoded, from_file
 from searchrl.retrieval.vectors import SHARD_ROWS, Vectors, write_vectors
 
@@ -37,6 +38,7 @@ def write_dense(
     directory: Path,
     waiting: Path,
     progress: Progress,
+    shard: Shard | None = None,
 ) -> tuple[dict[str, Any], Encoder]:
     """Fill ``directory`` with the vectors of a corpus and what searches them.
 
@@ -47,6 +49,7 @@ def write_dense(
         directory: empty; of the index under construction.
         waiting: see ``waiting_directory``; kept, for the caller to delete when all is done.
         progress: told of passages done.
+        shard: the part of another corpus that ``store`` is; ``file`` holds the vectors of all.
 
     Returns:
         What the manifest shall say, and the encoder of queries.
@@ -65,7 +68,7 @@ def write_dense(
     source = (
         encoded(store, passage, progress)
         if file is None
-        else from_file(file, store, passage, progress)
+        else from_file(file, store, passage, progress, shard)
     )
     made_from = {
         "corpus": store.digest,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from searchrl.data.corpus_store import CorpusStore, Progress, build_corpus_store, silent
-from searchrl.data.passages import Passage
+from searchrl.data.passages import Passage, stream_corpus
 from searchrl.data.storage import atomic_directory, read_manifest, verify_directory
 from searchrl.errors import InputError, IntegrityError
 from searchrl.retrieval.analysis import EnglishAnalyzer
@@ -38,6 +38,7 @@ from searchrl.retrieval.options import (
     WordOptions,
 )
 from searchrl.retrieval.protocol import IndexRetriever
+from searchrl.retrieval.shards import Shard, Whole
 
 _CORPUS, _WORDS, _VECTORS = "corpus", "bm25", "dense"
 _CPU = Runtime()
@@ -49,6 +50,7 @@ def build_index(
     options: IndexOptions | None = None,
     vectors: Path | None = None,
     progress: Progress = silent,
+    shard: Shard | None = None,
 ) -> IndexRetriever:
     """Index a corpus into the directory ``out`` and return the retriever over it.
 
@@ -62,12 +64,20 @@ def build_index(
         vectors: a ``.npy`` or faiss ``IndexFlat`` file with the vectors of the corpus, in its
             order, instead of encoding it.
         progress: told of passages done.
+        shard: the part of the corpus to index; all of it when left out. ``vectors`` then holds
+            those of all.
 
     Raises:
         InputError: an empty corpus, a malformed line, a repeated id, an encoder that cannot be
-            loaded, or an ``out`` that is something else than an index or cannot be written.
+            loaded, a shard without passages or of a kind that is not merged, or an ``out`` that is
+            something else than an index or cannot be written.
     """
     options = options or Bm25Options()
+    if shard is not None and isinstance(options, HybridOptions):
+        raise InputError(
+            f"--shard {shard}: places in a hybrid list are those of its shard, so that lists "
+            "cannot be merged; build bm25 or dense"
+        )
     if vectors is not None and not isinstance(options, VectorOptions):
         raise InputError(f"{vectors}: a {options.kind} index has no vectors; build dense or hybrid")
     refuse_foreign(out)
@@ -76,14 +86,17 @@ def build_index(
     encoder = None
     try:
         with atomic_directory(out, about) as directory:
-            store = build_corpus_store(corpus, directory / _CORPUS, progress)
+            whole = None if shard is None else Whole(shard, options.kind == "bm25", progress)
+            store = _write_corpus(corpus, whole, directory / _CORPUS, progress)
             about["passages"] = len(store)
+            if whole is not None:
+                about["shard"] = whole.facts()
             if isinstance(options, WordOptions):
-                about |= _write_words(store, options, directory / _WORDS, progress)
+                about |= _write_words(store, options, directory / _WORDS, progress, whole)
             if isinstance(options, VectorOptions):
                 (directory / _VECTORS).mkdir()
                 facts, encoder = write_dense(
-                    store, options, vectors, directory / _VECTORS, waiting, progress
+                    store, options, vectors, directory / _VECTORS, waiting, progress, shard
                 )
                 about |= facts
             if isinstance(options, HybridOptions):
@@ -192,11 +205,25 @@ def _as_options(about: dict[str, Any]) -> dict[str, Any]:
     return {**facts, **shared, **prefixes}
 
 
+def _write_corpus(
+    corpus: Path | Iterable[Passage], whole: Whole | None, directory: Path, progress: Progress
+) -> CorpusStore:
+    if whole is None:
+        return build_corpus_store(corpus, directory, progress)
+    passages = stream_corpus(corpus) if isinstance(corpus, Path) else corpus
+    return build_corpus_store(whole.part(passages), directory)
+
+
 def _write_words(
-    store: CorpusStore, options: WordOptions, directory: Path, progress: Progress
+    store: CorpusStore,
+    options: WordOptions,
+    directory: Path,
+    progress: Progress,
+    whole: Whole | None,
 ) -> dict[str, Any]:
     directory.mkdir()
-    write_bm25(store, directory, options.k1, options.b, progress)
+    statistics = None if whole is None else whole.statistics
+    write_bm25(store, directory, options.k1, options.b, progress, statistics)
     return {"analyzer": EnglishAnalyzer.name, "k1": options.k1, "b": options.b}
 
 

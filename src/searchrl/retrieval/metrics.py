@@ -116,13 +116,24 @@ async def evaluate_retriever(
         InfrastructureError: the retriever failed.
     """
     depth = max((k for cutoffs in ks.values() for k in cutoffs), default=1)
-    judged = [name for name in questions if name in qrels]
+    judged = {name: text for name, text in questions.items() if name in qrels}
+    return mean_metrics(await rankings_of(retriever, judged, depth), qrels, ks)
+
+
+async def rankings_of(
+    retriever: Retriever, questions: Mapping[str, str], depth: int
+) -> dict[str, list[str]]:
+    """Search every question as it stands: its id to the ids of ``depth`` passages, best first.
+
+    Raises:
+        InfrastructureError: the retriever failed.
+    """
     rankings: dict[str, list[str]] = {}
-    for names in _batches(judged):
+    for names in _batches(list(questions)):
         results = await retriever.search([questions[name] for name in names], depth)
         for name, hits in zip(names, results, strict=True):
             rankings[name] = [hit.passage.id for hit in hits]
-    return mean_metrics(rankings, qrels, ks)
+    return rankings
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:

@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter
 from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
+from searchrl.data.passages import Passage
 from searchrl.errors import IntegrityError
 from searchrl.retrieval.analysis import EnglishAnalyzer
 
@@ -30,6 +32,31 @@ _SPOOL = "spool.tmp"
 _BLOCK = 1 << 22
 """Postings that are put in place at once."""
 _PAIR = np.dtype([("term", "<u4"), ("count", "<u4")])
+
+
+@dataclass(frozen=True, slots=True)
+class WordStatistics:
+    """What the weights of one passage take from all of them.
+
+    Attributes:
+        passages: how many there are.
+        words: in all of them together.
+        holders: how many passages hold each term.
+    """
+
+    passages: int
+    words: int
+    holders: Counter[str]
+
+    @property
+    def mean_length(self) -> float:
+        """Words of a passage, on average."""
+        return self.words / self.passages
+
+
+def indexed_text(passage: Passage) -> str:
+    """Title and text as the one field that is indexed."""
+    return f"{passage.title}\n{passage.text}"
 
 
 class Postings:
@@ -80,12 +107,14 @@ def write_postings(
     b: float,
     directory: Path,
     progress: Progress,
+    whole: WordStatistics | None = None,
 ) -> None:
     """Index the passages of ``corpus``, title and text as one field, into ``directory``.
 
     The weight of term t in passage d is ``idf * tf / (tf + k1 * (1 - b + b * length / mean))`` with
     ``idf = ln(1 + (N - df + 0.5) / (df + 0.5))``, ``length`` as Lucene keeps it in one byte, and
-    ``mean`` the exact mean length.
+    ``mean`` the exact mean length. N, df and ``mean`` are those of ``whole``, where ``corpus`` is a
+    shard of it.
     """
     spool = directory / _SPOOL
     vocabulary, distinct, lengths = _analyse(corpus, analyzer, spool, progress)
@@ -97,8 +126,12 @@ def write_postings(
         frequencies += np.bincount(terms, minlength=len(vocabulary))
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(frequencies)])
     np.save(directory / _STARTS, starts)
-    idf = np.log1p((len(corpus) - frequencies + 0.5) / (frequencies + 0.5))
-    norms = _length_norms(lengths, k1, b)
+    passages, mean, holders = len(corpus), float(lengths.mean()), frequencies
+    if whole is not None:
+        passages, mean, holders = whole.passages, whole.mean_length, np.empty_like(frequencies)
+        holders[numbers] = [whole.holders[term] for term in vocabulary]
+    idf = np.log1p((passages - holders + 0.5) / (holders + 0.5))
+    norms = _length_norms(lengths, mean, k1, b)
     _scatter(pairs, numbers, distinct, norms, idf, starts[:-1].copy(), directory)
     spool.unlink()
 
@@ -122,7 +155,7 @@ def _analyse(
     distinct, lengths = array("i"), array("q")
     with spool.open("wb", buffering=1 << 20) as handle:
         for done, passage in enumerate(corpus, start=1):
-            counts = Counter(analyzer.words(f"{passage.title}\n{passage.text}"))
+            counts = Counter(analyzer.words(indexed_text(passage)))
             pairs = [
                 number
                 for term, count in counts.items()
@@ -147,9 +180,11 @@ def _write_terms(vocabulary: dict[str, int], directory: Path) -> npt.NDArray[np.
     return numbers
 
 
-def _length_norms(lengths: npt.NDArray[np.int64], k1: float, b: float) -> npt.NDArray[np.float64]:
-    mean = float(lengths.mean()) or 1.0  # a corpus without a single word
-    relative = quantised_length(lengths).astype(np.float64) / mean
+def _length_norms(
+    lengths: npt.NDArray[np.int64], mean: float, k1: float, b: float
+) -> npt.NDArray[np.float64]:
+    # A corpus without a single word has the mean 0.
+    relative = quantised_length(lengths).astype(np.float64) / (mean or 1.0)
     return np.asarray(k1 * (1 - b + b * relative), np.float64)
 
 

@@ -17,6 +17,7 @@ from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
 from searchrl.errors import InputError
 from searchrl.retrieval.encoder import Encoder
+from searchrl.retrieval.shards import Shard
 from searchrl.retrieval.vectors import Source
 
 _PIECE = 1_024
@@ -44,7 +45,13 @@ def encoded(corpus: Corpus, encoder: Encoder, progress: Progress) -> Source:
     return vectors
 
 
-def from_file(file: Path, corpus: Corpus, encoder: Encoder, progress: Progress) -> Source:
+def from_file(
+    file: Path,
+    corpus: Corpus,
+    encoder: Encoder,
+    progress: Progress,
+    shard: Shard | None = None,
+) -> Source:
     """Vectors of a ``.npy`` or faiss file, which has to be made from the same corpus.
 
     Args:
@@ -52,11 +59,14 @@ def from_file(file: Path, corpus: Corpus, encoder: Encoder, progress: Progress) 
         corpus: its passages, in the order of the vectors.
         encoder: of passages; encodes a few of them again, to see that the file is its own.
         progress: told of the rows that are copied.
+        shard: the part of the file's corpus that ``corpus`` is.
 
     Raises:
         InputError: the file is of another form, or not made from this corpus by this encoder.
     """
     rows = open_vectors(file)
+    if shard is not None:
+        rows = rows[shard.number - 1 :: shard.of]
     expected = (len(corpus), encoder.settings.dimension)
     if rows.shape != expected:
         raise InputError(

@@ -49,6 +49,7 @@ class RetrieverApp(Application):
         key: the API key; ``None`` answers everybody.
         failed: told why the index could not be opened.
         open_reader: loads the cross-encoder behind ``/rerank``; ``None`` for a server without.
+        index: what is served, for ``/v1/index``; ``None`` where it is no index of this machine.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class RetrieverApp(Application):
         key: str | None = None,
         failed: Callable[[SearchRLError], None] = lambda _: None,
         open_reader: OpenReader | None = None,
+        index: wire.ServedIndex | None = None,
     ) -> None:
+        self._index = index
         super().__init__(self._routes(open_reader is not None), settings.allowed_hosts, key)
         self._settings = settings
         self._metrics = Metrics()
@@ -79,12 +82,14 @@ class RetrieverApp(Application):
             {200: (wire.ScoredAnswer, wire.PlainAnswer)},
             body=wire.RerankRequest,
         )
+        index = Route("GET", "/v1/index", self._tell, "What is served.", {200: (wire.ServedIndex,)})
         return (
             Route("POST", "/retrieve", self._retrieve, "Search, in Search-R1's form.",
                   {200: (wire.ScoredAnswer, wire.PlainAnswer)}, body=wire.RetrieveRequest),
             Route("POST", "/v1/search", self._search, "Search.",
                   {200: (wire.SearchAnswer,)}, body=wire.SearchRequest),
             *((rerank,) if reranks else ()),
+            *(() if self._index is None else (index,)),
             Route("GET", "/health/live", self._live, "Whether the process runs.",
                   {200: health}, open=True),
             Route("GET", "/health/ready", self._ready, "Whether the index is open.",
@@ -133,6 +138,11 @@ class RetrieverApp(Application):
         hits = await self._reread(request, queries, candidates)
         k = self._settings.topk if asked.rerank_topk is None else int(asked.rerank_topk)
         return Reply.of(wire.retrieve_answer([own[:k] for own in hits], asked.return_scores))
+
+    async def _tell(self, _: Request) -> Reply:
+        self._refuse_unopened()
+        assert self._index is not None, "there is no such route without it"
+        return Reply.of(self._index)
 
     async def _live(self, _: Request) -> Reply:
         return Reply.of(wire.Health("live"))
@@ -210,11 +220,14 @@ class RetrieverApp(Application):
             self._reranking -= pairs
 
     def _submit(self, queries: Sequence[str], k: int) -> asyncio.Future[list[list[Hit]]]:
-        if self._backend.status != "ready":
-            raise come_again("the index is not open yet; see /health/ready", _SECONDS_TO_OPEN)
+        self._refuse_unopened()
         try:
             answer = self._batcher.submit(queries, k)
         except OverloadedError as error:
             raise come_again(str(error), error.retry_after) from None
         self._metrics.admitted(len(queries))
         return answer
+
+    def _refuse_unopened(self) -> None:
+        if self._backend.status != "ready":
+            raise come_again("the index is not open yet; see /health/ready", _SECONDS_TO_OPEN)

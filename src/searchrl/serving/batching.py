@@ -143,14 +143,15 @@ class Batcher:
         self._observer.batch(len(unique))
         loop = asyncio.get_running_loop()
         started = loop.time()
-        search = self._search(unique, max(job.k for job, _ in batch))
-        [outcome] = await asyncio.gather(search, return_exceptions=True)
-        self._keep_pace((loop.time() - started) / len(batch))
-        if isinstance(outcome, BaseException):
+        try:
+            outcome = await self._search(unique, max(job.k for job, _ in batch))
+        except Exception as error:  # noqa: BLE001 - it is what the requests fail with
             for job in {job for job, _ in batch}:
                 if not job.answer.done():
-                    job.answer.set_exception(outcome)
+                    job.answer.set_exception(error)
             return
+        finally:
+            self._keep_pace((loop.time() - started) / len(batch))
         found = dict(zip(unique, outcome, strict=True))
         for job, position in batch:
             job.take(position, found[job.queries[position]])

@@ -25,6 +25,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 JSON = "application/json"
+_JSON_BYTES = JSON.encode()
+_TIMEOUT_BYTES = TIMEOUT_HEADER.encode()
+_UNWATCHED_SECONDS = 0.01
+"""An answer that is there within this time never pays for watching its client."""
 _seconds_decoder = msgspec.json.Decoder(Annotated[float, Meta(ge=MIN_SECONDS, le=MAX_SECONDS)])
 _Answer = TypeVar("_Answer")
 
@@ -84,6 +88,8 @@ class Request:
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.started = asyncio.get_running_loop().time()
         self._receive = receive
+        self._watching: asyncio.Future[None] | None = None
+        self._given_up: Exception | None = None
 
     def seconds_left(self, default: float) -> float:
         """Time until the deadline that the client named, or the default one.
@@ -91,7 +97,7 @@ class Request:
         Raises:
             RefusedError: the header is not a number in its range.
         """
-        text = self.headers.get(TIMEOUT_HEADER.encode())
+        text = self.headers.get(_TIMEOUT_BYTES)
         try:
             seconds = default if text is None else _seconds_decoder.decode(text)
         except ValueError:
@@ -108,7 +114,7 @@ class Request:
             ClientGoneError: the client hung up on the way.
         """
         content_type = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if content_type != JSON.encode():
+        if content_type != _JSON_BYTES:
             raise RefusedError(415, f"header content-type: expected {JSON}")
         if self.headers.get(b"content-encoding", b"identity") != b"identity":
             raise RefusedError(415, "header content-encoding: send the body unpacked")
@@ -146,24 +152,46 @@ class Request:
             ClientGoneError: the client hung up before.
             TimeoutError: the time passed before.
         """
+        loop = asyncio.get_running_loop()
+        deadline = None if seconds is None else loop.time() + seconds
         answering = asyncio.ensure_future(answer)
-        leaving = asyncio.ensure_future(self._disconnected())
+        watch = loop.call_later(_UNWATCHED_SECONDS, self._watch, answering, deadline)
         try:
-            either: set[asyncio.Future[Any]] = {answering, leaving}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done():
-                return answering.result()
-            if leaving.done():
-                raise ClientGoneError
-            raise TimeoutError
+            return await answering
+        except asyncio.CancelledError:
+            if self._given_up is None or _is_cancelled():
+                raise
+            raise self._given_up from None
         finally:
+            watch.cancel()
             answering.cancel()
-            leaving.cancel()
+            if self._watching is not None:
+                self._watching.cancel()
+
+    def _watch(self, answering: asyncio.Future[Any], deadline: float | None) -> None:
+        self._watching = asyncio.ensure_future(self._give_up(answering, deadline))
+
+    async def _give_up(self, answering: asyncio.Future[Any], deadline: float | None) -> None:
+        """Cancel the answer once the client hangs up or the deadline passes."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._disconnected()
+            reason: Exception = ClientGoneError()
+        except TimeoutError as late:
+            reason = late
+        if answering.cancel():
+            self._given_up = reason
 
     async def _disconnected(self) -> None:
         """Return when the client hangs up."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels the running task itself, and not only what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def come_again(detail: str, seconds: int) -> RefusedError:

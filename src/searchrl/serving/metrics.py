@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -28,14 +29,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
+        requests = Counter(
             "searchrl_requests", "Requests by route and status; 499: the client hung up.",
             ("route", "status"), registry=self._registry,
         )  # fmt: skip
-        self._seconds = Histogram(
+        seconds = Histogram(
             "searchrl_request_seconds", "From a request's head to the end of its answer.",
             ("route",), buckets=_SECONDS, registry=self._registry,
         )  # fmt: skip
+        # The library looks a set of labels up under a lock, at every call.
+        self._requests = cache(requests.labels)
+        self._seconds = cache(seconds.labels)
         self._queries = Counter(
             "searchrl_queries", "Queries of admitted requests.", registry=self._registry
         )
@@ -59,8 +63,8 @@ class Metrics:
         try:
             yield exchange
         finally:
-            self._requests.labels(route, str(exchange.status)).inc()
-            self._seconds.labels(route).observe(time.perf_counter() - started)
+            self._requests(route, str(exchange.status)).inc()
+            self._seconds(route).observe(time.perf_counter() - started)
 
     def admitted(self, queries: int) -> None:
         """Count the queries of a request."""

@@ -114,6 +114,22 @@ class SearchAnswer(Struct, frozen=True):
     results: list[list[Found]]
 
 
+class ServedShard(Struct, frozen=True):
+    """Which part of a corpus an index holds; ``set`` is the same for all parts of one."""
+
+    number: int
+    of: int
+    set: str
+
+
+class ServedIndex(Struct, frozen=True):
+    """What a server searches; ``shard`` is null for an index of a whole corpus."""
+
+    kind: str
+    passages: int
+    shard: ServedShard | None = None
+
+
 class Refusal(Struct, frozen=True):
     """Why a request was not answered, in one line."""
 

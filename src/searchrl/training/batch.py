@@ -4,7 +4,8 @@ Shapes: ``B`` episodes, ``N`` tokens of their tree (see ``token_tree``), ``T`` t
 of them, ``A`` trainable tokens of all episodes in a batch, in episode order and within one in the
 order they were sampled. Everything that is learned from (log-probabilities, values, advantages) is
 a flat ``A`` vector, so observation tokens cannot leak into a loss, a whitening or an advantage:
-they have no entry.
+they have no entry. Only where a recipe turns the masking off (``learning.mask_retrieved``) are they
+trainable as well.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class TokenBatch:
         targets_A: the trainable tokens themselves.
         lengths_B: trainable tokens of each episode; they sum to A.
         sampled_logprobs_A: log-probabilities noted when the tokens were sampled.
+        was_sampled_A: whether there is one; retrieved tokens that are learned from have none.
     """
 
     tree: TokenTree
@@ -38,10 +40,18 @@ class TokenBatch:
     targets_A: torch.Tensor
     lengths_B: tuple[int, ...]
     sampled_logprobs_A: torch.Tensor
+    was_sampled_A: torch.Tensor
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], device: torch.device) -> TokenBatch:
+    def of(
+        cls, episodes: Sequence[Episode], device: torch.device, mask_retrieved: bool = True
+    ) -> TokenBatch:
         """Pack the episodes' tokens.
+
+        Args:
+            episodes: with all of their tokens.
+            device: where the batch is passed through a model.
+            mask_retrieved: learn from sampled tokens alone; see ``learned_mask``.
 
         Raises:
             ValueError: an episode opens with a sampled token, which no output predicts, or has not
@@ -49,17 +59,21 @@ class TokenBatch:
         """
         for episode in episodes:
             _check(episode)
-        sampled = [np.flatnonzero(episode.trainable_mask) for episode in episodes]
-        lengths = [len(places) for places in sampled]
-        targets = [np.asarray(e.token_ids)[p] for e, p in zip(episodes, sampled, strict=True)]
-        noted = [value for episode in episodes for value in episode.logprobs]
+        learned = [np.flatnonzero(learned_mask(e, mask_retrieved)) for e in episodes]
+        sampled = [np.asarray(e.trainable_mask)[p] for e, p in zip(episodes, learned, strict=True)]
+        lengths = [len(places) for places in learned]
+        targets = [np.asarray(e.token_ids)[p] for e, p in zip(episodes, learned, strict=True)]
+        was_sampled_A = torch.from_numpy(np.concatenate(sampled))
+        noted_A = torch.zeros(len(was_sampled_A))
+        noted_A[was_sampled_A] = torch.tensor([v for e in episodes for v in e.logprobs])
         return cls(
             build_tree([episode.token_ids for episode in episodes]),
             torch.from_numpy(np.repeat(np.arange(len(episodes)), lengths)).to(device),
-            torch.from_numpy(np.concatenate(sampled) - 1).to(device),
+            torch.from_numpy(np.concatenate(learned) - 1).to(device),
             torch.from_numpy(np.concatenate(targets)).to(device),
             tuple(lengths),
-            torch.tensor(noted, dtype=torch.float32, device=device),
+            noted_A.to(device),
+            was_sampled_A.to(device),
         )
 
     @property
@@ -79,6 +93,13 @@ class TokenBatch:
         for row, places in enumerate(self.tree.places):
             tokens_BT[row, : len(places)] = self.tree.token_ids[places]
         return torch.from_numpy(tokens_BT).to(self.rows_A.device)
+
+
+def learned_mask(episode: Episode, mask_retrieved: bool) -> list[bool]:
+    """Which tokens are learned from: sampled ones, and without masking observations as well."""
+    if mask_retrieved:
+        return episode.trainable_mask
+    return [segment.origin != "prompt" for segment in episode.segments for _ in segment.token_ids]
 
 
 def _check(episode: Episode) -> None:

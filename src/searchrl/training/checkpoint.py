@@ -1,10 +1,12 @@
 """Checkpoints: everything a resumed run needs, whole or absent.
 
 ``step_N`` holds the searcher in Hugging Face form, the critic, both optimizers as safetensors, and
-the KL term's weight; ``final`` and ``best`` are a searcher alone, with a model card. Nothing is
-pickled. Seeds, learning rates and data order are functions of the step, so a resumed CPU run ends
-bitwise equal to an uninterrupted one. The form is the same however many processes train, in
-whatever layout: whole tensors, which each process takes its part of.
+the KL term's weight; ``final`` and ``best`` are a searcher alone, with a model card. Of a searcher
+with an adapter ``step_N`` holds the adapter, in PEFT's form; ``final`` and ``best`` are the model
+it is merged into, with the adapter in ``adapter`` beside it. Nothing is pickled. Seeds, learning
+rates and data order are functions of the step, so a resumed CPU run ends bitwise equal to an
+uninterrupted one. The form is the same however many processes train, in whatever layout: whole
+tensors, which each process takes its part of.
 
 ``best`` is written ahead of the ``step_N`` it is a copy of: a kill between the two leaves a best of
 a step that a resumed run makes again, and which it therefore removes.
@@ -24,6 +26,15 @@ from safetensors.torch import load_file, save_file
 
 from searchrl.data.storage import atomic_directory, read_manifest, verify_directory
 from searchrl.errors import InputError, IntegrityError
+from searchrl.models.adapter_files import is_adapter
+from searchrl.models.adapters import (
+    has_adapter,
+    load_factors,
+    merged_weights,
+    save_adapter,
+    without_adapter,
+)
+from searchrl.models.weights import check_base
 from searchrl.training.learner import Learner
 from searchrl.training.model_card import CARD
 from searchrl.training.parallel.tensors import like, whole
@@ -33,7 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FINAL, BEST = "final", "best"
+FINAL, BEST, ADAPTER = "final", "best", "adapter"
 _STEP = re.compile(r"step_(\d{6,})")
 _FORM = 2
 """Of a ``step_N``; form 1 did not name the KL term's weight, which was constant."""
@@ -64,8 +75,11 @@ def save_checkpoint(
         "kl_coefficient": learner.kl_coefficient,
     }
     with atomic_directory(folder / f"step_{step:06d}", about) as out:
-        learner.searcher.save_pretrained(out / "searcher")
         tokenizer.save_pretrained(out / "searcher")
+        if has_adapter(learner.searcher):
+            save_adapter(learner.searcher, out / "searcher")
+        else:
+            learner.searcher.save_pretrained(out / "searcher")
         for name, values in tensors.items():
             save_file(values, out / name)
     found = sorted(_checkpoints(folder))
@@ -128,7 +142,13 @@ def _save_searcher(
     card: str,
 ) -> Path:
     with atomic_directory(place, about) as out:
-        searcher.save_pretrained(out)
+        if has_adapter(searcher):
+            plain, merged = without_adapter(searcher), merged_weights(searcher)
+            plain.save_pretrained(out, state_dict=merged)
+            tokenizer.save_pretrained(out / ADAPTER)
+            save_adapter(searcher, out / ADAPTER)
+        else:
+            searcher.save_pretrained(out)
         tokenizer.save_pretrained(out)
         (out / CARD).write_text(card, encoding="utf-8")
     return place
@@ -165,8 +185,12 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
     if (form := about.get("form", 1)) not in (1, _FORM):
         raise InputError(f"{path}: is of form {form}, which a later version of searchrl wrote")
     learner.kl_coefficient = about.get("kl_coefficient", learner.kl_coefficient)
-    tied = bool(learner.searcher.config.tie_word_embeddings)
-    _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
+    if has_adapter(learner.searcher):
+        check_base(path / "searcher")
+        load_factors(learner.searcher, path / "searcher")
+    else:
+        tied = bool(learner.searcher.config.tie_word_embeddings)
+        _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
     learner.adopt_searcher()
     _load_optimizer(path / "optimizer.safetensors", learner.optimizer)
     if learner.critic is not None and learner.critic_optimizer is not None:
@@ -177,13 +201,17 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
 def searcher_path(path: Path) -> Path:
     """The searcher inside a run, a checkpoint or ``final``, verified where it has a manifest.
 
+    An adapter is a searcher as well, where it lies or by its own path.
+
     Raises:
         InputError: there is no trained searcher at ``path``.
     """
     candidates = (path / "checkpoints" / FINAL, path / "searcher", path)
     for candidate in candidates:
-        if (candidate / "config.json").is_file() and (candidate / "tokenizer.json").is_file():
-            holder = path if candidate.name == "searcher" else candidate
+        described = (candidate / "config.json").is_file() or is_adapter(str(candidate))
+        if described and (candidate / "tokenizer.json").is_file():
+            within = candidate.name in ("searcher", ADAPTER)
+            holder = candidate.parent if within else candidate
             if (holder / "manifest.json").is_file():
                 verify_directory(holder)
             return candidate
@@ -220,8 +248,17 @@ def _load_weights(module: torch.nn.Module, path: Path, tied: bool) -> None:
         raise InputError(f"{path}: does not fit this recipe's model ({reason})") from error
     # A tied head is stored once, under the embedding's name.
     missing = [name for name in missing if not (tied and name == "lm_head.weight")]
+    # What is frozen is not stored: an adapter's base has it.
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    missing = [name for name in missing if name not in frozen]
     if missing or unexpected:
         raise InputError(f"{path}: does not fit this recipe's model ({[*missing, *unexpected][0]})")
+
+
+def _trained_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A module's state without what is frozen."""
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
 def _beside_searcher(
@@ -230,7 +267,7 @@ def _beside_searcher(
     """The files of a checkpoint that hold tensors, but for the searcher's own."""
     yield "optimizer.safetensors", _optimizer_tensors(learner.optimizer)
     if learner.critic is not None and learner.critic_optimizer is not None:
-        yield "critic.safetensors", learner.critic.state_dict().items()
+        yield "critic.safetensors", _trained_state(learner.critic).items()
         yield "critic_optimizer.safetensors", _optimizer_tensors(learner.critic_optimizer)
 
 

@@ -121,6 +121,8 @@ def _compare(
 def _compared(rewards: Sequence[float], options: LearningOptions) -> list[float]:
     if options.algorithm == "rloo":
         return leave_one_out_advantages(rewards)
+    if options.lone_episodes:
+        return list(rewards)
     return group_advantages(rewards, options.scale_by_deviation)
 
 

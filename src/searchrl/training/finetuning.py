@@ -112,4 +112,6 @@ def _settings(examples: Sequence[Example], options: SupervisedOptions) -> Superv
         warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
         autocast=options.autocast,
+        gradient_checkpointing=options.gradient_checkpointing,
+        offload=options.offload,
     )

@@ -6,8 +6,9 @@ those of the weights that sampled, from the very pass the update makes or repeat
 exactly 1 until the first optimizer step.
 
 A step of a single optimizer step needs no look back: its one pass gives old and new at once. Only
-where the weights move between passes (``epochs`` or ``mini_batches`` above 1) are old
-log-probabilities and values computed before.
+where the weights move between passes (``epochs`` or ``mini_batches`` above 1), or where tokens that
+nobody sampled are learned from (``mask_retrieved = false``), are old log-probabilities and values
+computed before.
 
 Episodes whose advantages are known to be zero (``credit``) are not passed through at all. Where
 nothing in an optimizer step teaches, the step is not taken: weights, moments and weight decay rest.
@@ -31,8 +32,10 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from searchrl.agents.episode import EndReason, Episode
+from searchrl.models.adapters import has_adapter
+from searchrl.training.adamw import open_adamw, trained_parameters
 from searchrl.training.averaging import token_weights
-from searchrl.training.batch import TokenBatch, tree_batches, tree_shares
+from searchrl.training.batch import TokenBatch, learned_mask, tree_batches, tree_shares
 from searchrl.training.credit import Evidence, assign_credit, known_to_be_idle
 from searchrl.training.importance import truncated_weights
 from searchrl.training.kl_control import next_coefficient
@@ -47,12 +50,15 @@ from searchrl.training.options import LearningOptions
 from searchrl.training.parallel.layout import Layout, Replicated
 from searchrl.training.parallel.processes import total
 from searchrl.training.parallel.tensors import whole
+from searchrl.training.placement import Placement
+from searchrl.training.recomputation import recompute_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Metrics = dict[str, float]
 Model = TypeVar("Model", bound=torch.nn.Module)
+Learned = TypeVar("Learned", Policy, Critic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,8 @@ class _Sample:
 
     episode: Episode
     reward: float
+    tokens: int
+    """Trainable ones."""
     counted: bool
     """Whether it takes part in the loss."""
     teaches: bool
@@ -88,11 +96,6 @@ class _Sample:
     reference_logprobs: torch.Tensor | None = None
     old_values: torch.Tensor | None = None
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def tokens(self) -> int:
-        """Trainable ones."""
-        return sum(self.episode.trainable_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +149,16 @@ class Learner:
         self._steps = steps
         # One after another, so that little is whole at a time where models are cut.
         self._reference = self._placed(Policy(reference)) if reference is not None else None
-        self.critic = self._placed(Critic(searcher)) if options.algorithm == "ppo" else None
+        self.critic = self._learned(Critic(searcher)) if options.algorithm == "ppo" else None
         self.searcher = searcher
-        self._policy = self._placed(Policy(self._layout.trained(searcher)))
+        self._policy = self._learned(Policy(self._layout.trained(searcher)))
         self.kl_coefficient = options.kl_coefficient
         self.optimizer = self._adamw(self._policy)
         self.critic_optimizer = self._adamw(self.critic) if self.critic is not None else None
+        # An adapter's critic and reference are the searcher's own weights, which never rest.
+        home = "cpu" if options.offload and not has_adapter(searcher) else searcher.device
+        self._reference_place = Placement(reference, torch.device(home), searcher.device)
+        self._critic_place = Placement(self.critic, torch.device(home), searcher.device)
 
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
         """Learn from one step's groups; ``step`` counts from 0 and sets the warm-up.
@@ -166,8 +173,11 @@ class Learner:
         mini_batches = [samples[start : start + size] for start in range(0, len(samples), size)]
         plan = [self._pack([s for s in batch if s.teaches]) for batch in mini_batches]
         self._set_rates(step)
-        with self._layout.updating(self._policy, self.searcher):
-            totals = self._look_back(grouped, [batch for batches in plan for batch in batches])
+        teaching = [batch for batches in plan for batch in batches]
+        idle = self._pack_idle(samples)
+        self._note_reference([*teaching, *idle])
+        with self._layout.updating(self._policy, self.searcher), self._critic_place.at_work():
+            totals = self._look_back(grouped, teaching, idle)
             for _ in range(self._options.epochs):
                 for mini_batch, micro_batches in zip(mini_batches, plan, strict=True):
                     for name, value in self._optimizer_step(mini_batch, micro_batches).items():
@@ -185,7 +195,8 @@ class Learner:
     @property
     def _single(self) -> bool:
         """Whether an update is one optimizer step, whose pass is the look back as well."""
-        return self._options.epochs == 1 and self._options.mini_batches == 1
+        options = self._options
+        return options.epochs == 1 and options.mini_batches == 1 and options.mask_retrieved
 
     def _control(self, metrics: Metrics, episodes: int) -> Metrics:
         """Note the KL term's weight, and adapt it where it has a target."""
@@ -216,7 +227,8 @@ class Learner:
         regularised = options.entropy_coefficient > 0 or (
             self._reference is not None and options.kl_placement == "loss"
         )
-        return _Sample(episode, reward, counted, counted and (regularised or not silent))
+        tokens = sum(learned_mask(episode, options.mask_retrieved))
+        return _Sample(episode, reward, tokens, counted, counted and (regularised or not silent))
 
     def _pack(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
         """This process's micro-batches, packed once and for all passes of the step."""
@@ -236,17 +248,38 @@ class Learner:
         for indices in own:
             chosen = tuple(samples[index] for index in indices)
             episodes = [sample.episode for sample in chosen]
-            made.append(_MicroBatch(chosen, TokenBatch.of(episodes, device)))
+            masked = self._options.mask_retrieved
+            made.append(_MicroBatch(chosen, TokenBatch.of(episodes, device, masked)))
         if self._layout.lockstep and (owed := max(map(len, cuts)) - len(own)):
             shortest = min(sequences, key=len)
             filler = TokenBatch.of([samples[sequences.index(shortest)].episode], device)
             made += [_MicroBatch((), filler)] * owed
         return made
 
+    def _pack_idle(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
+        """Those left out of the loss that are still part of a group's baseline."""
+        if self.critic is None and self._reference is None:
+            return []
+        return self._pack([sample for sample in samples if not sample.teaches])
+
+    @torch.no_grad()
+    def _note_reference(self, micro_batches: Sequence[_MicroBatch]) -> None:
+        """Log-probabilities of the reference, ahead of all else: then it may rest again."""
+        if self._reference is None:
+            return
+        with self._reference_place.at_work():
+            for micro_batch in micro_batches:
+                reference_A, _ = self._logprobs(self._reference, micro_batch.batch)
+                for sample, part in micro_batch.split(reference_A):
+                    sample.reference_logprobs = part
+
     def _look_back(
-        self, grouped: Sequence[Sequence[_Sample]], micro_batches: Sequence[_MicroBatch]
+        self,
+        grouped: Sequence[Sequence[_Sample]],
+        micro_batches: Sequence[_MicroBatch],
+        idle: Sequence[_MicroBatch],
     ) -> Metrics:
-        """What is known before the policy's own passes: reference, values, and all credit.
+        """What is known before the policy's own passes: its old ones, values, and all credit.
 
         The critic of a single-step update learns in the same pass that gives its old values.
         """
@@ -260,10 +293,8 @@ class Learner:
                 self._note_values(micro_batch, values_A.detach())
                 self._set_credit([micro_batch.samples])
                 totals["value_loss"] += self._backward_values(values_A, micro_batch, counted)
-        if self.critic is not None or self._reference is not None:
-            # Left out of the loss, and still part of a group's baseline.
-            for micro_batch in self._pack([s for s in samples if not s.teaches]):
-                self._note(micro_batch, with_values=True)
+        for micro_batch in idle:
+            self._note(micro_batch, with_values=True)
         self._exchange(samples)
         self._set_credit(grouped)
         return total(self._processes, totals)
@@ -292,12 +323,8 @@ class Learner:
 
     @torch.no_grad()
     def _note(self, micro_batch: _MicroBatch, with_values: bool = False) -> None:
-        """Log-probabilities of the reference, and what must be known before the weights move."""
+        """What must be known before the weights move."""
         batch = micro_batch.batch
-        if self._reference is not None:
-            reference_A, _ = self._logprobs(self._reference, batch)
-            for sample, part in micro_batch.split(reference_A):
-                sample.reference_logprobs = part
         if not self._single:
             old_A, _ = self._logprobs(self._policy, batch)
             for sample, part in micro_batch.split(old_A):
@@ -366,14 +393,14 @@ class Learner:
             micro_batch: episodes that teach.
             taught: trainable tokens of all that teach in the optimizer step.
         """
-        options, samples = self._options, micro_batch.samples
-        sampled_A = micro_batch.batch.sampled_logprobs_A
-        logprobs_A, entropy_A = self._logprobs(self._policy, micro_batch.batch)
+        options, samples, batch = self._options, micro_batch.samples, micro_batch.batch
+        logprobs_A, entropy_A = self._logprobs(self._policy, batch)
         if not samples:
             (logprobs_A.sum() * 0.0).backward()
             return {}
         old = [sample.old_logprobs for sample in samples if sample.old_logprobs is not None]
         old_A = torch.cat(old) if old else logprobs_A.detach()
+        sampled_A = torch.where(batch.was_sampled_A, batch.sampled_logprobs_A, old_A)
         advantages_A = torch.cat([sample.advantages for sample in samples])
         weights_A = torch.cat([torch.full_like(s.advantages, s.weight) for s in samples])
         losses_A = policy_losses(
@@ -437,9 +464,15 @@ class Learner:
                 group["lr"] = peak * share
 
     def _adamw(self, module: torch.nn.Module) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            module.parameters(), weight_decay=self._options.weight_decay, fused=True
-        )
+        groups = [{"params": trained_parameters(module)}]
+        decay = self._options.weight_decay
+        return open_adamw(groups, self._options.offload, weight_decay=decay)
+
+    def _learned(self, module: Learned) -> Learned:
+        """What gradients flow through, laid out."""
+        if self._options.gradient_checkpointing:
+            recompute_blocks(module.trunk)
+        return self._placed(module)
 
     def _placed(self, module: Model) -> Model:
         self._layout.place(module)
@@ -447,7 +480,10 @@ class Learner:
 
     def _logprobs(self, policy: Policy, batch: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with self._precision():
-            found: tuple[torch.Tensor, torch.Tensor] = policy(batch, self._temperature)
+            checkpointed = self._options.gradient_checkpointing
+            found: tuple[torch.Tensor, torch.Tensor] = policy(
+                batch, self._temperature, checkpointed
+            )
             return found
 
     def _values(self, critic: Critic, batch: TokenBatch) -> torch.Tensor:

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from searchrl.models.options import VllmOptions
 from searchrl.options import Options
 from searchrl.reporting.services import Service
 from searchrl.training.averaging import Average
@@ -55,11 +56,17 @@ class LearningOptions(Options):
     """PPO: shift and scale advantages over all trainable tokens of a step."""
     scale_by_deviation: bool = True
     """GRPO: divide by the group's standard deviation; off is Dr. GRPO."""
+    lone_episodes: bool = False
+    """GRPO: take groups of one, ``rollout.group_size = 1``, whose advantage is the reward itself as
+    in Search-R1 and verl. Nothing is subtracted, so an episode without reward teaches nothing."""
     loss_average: Average = "token"
     """The policy loss is averaged over the step's tokens (DAPO), over episodes and in each over its
     tokens (GRPO as published), or over ``loss_constant`` tokens an episode (Dr. GRPO)."""
     loss_constant: PositiveInt | None = None
     """Tokens an episode is taken to have where ``loss_average`` is ``constant``."""
+    mask_retrieved: bool = True
+    """Learn from sampled tokens alone. Off, retrieved ones take part in the loss, its KL term,
+    advantages and the critic: the ablation of Search-R1's paper."""
     mask_truncated: bool = False
     """Episodes cut off by the context budget count in their group's baseline, not in the loss
     (DAPO's over-long filtering)."""
@@ -90,6 +97,12 @@ class LearningOptions(Options):
     """Tokens of one forward and backward pass; what episodes share counts once."""
     autocast: bool = False
     """Compute the update in bfloat16; weights and optimizer stay as they are."""
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone for the backward pass and compute the rest, and the head a part
+    at a time, anew: the same gradients, in far less memory and about a third more time."""
+    offload: bool = False
+    """Keep the optimizers' numbers on the CPU, and the weights of critic and reference while they
+    have nothing to do."""
 
     @model_validator(mode="after")
     def _check_combination(self) -> LearningOptions:
@@ -110,12 +123,18 @@ class LearningOptions(Options):
                 f'scale_by_deviation = false is a switch of "grpo", not of "{self.algorithm}": '
                 "remove it or change algorithm"
             )
+        if self.lone_episodes and self.algorithm != "grpo":
+            raise ValueError(
+                f'lone_episodes = true is a switch of "grpo"; "{self.algorithm}" does without: '
+                "remove it"
+            )
         return self
 
     @property
     def compares_groups(self) -> bool:
         """Whether an episode's baseline is made from others of the same question."""
-        return self.algorithm in ("grpo", "rloo", "reinforce_plus_plus_baseline")
+        compares = ("grpo", "rloo", "reinforce_plus_plus_baseline")
+        return self.algorithm in compares and not self.lone_episodes
 
 
 class RolloutOptions(Options):
@@ -135,6 +154,10 @@ class RolloutOptions(Options):
     drop_equal_groups: bool = False
     """Leave groups with equal rewards out of the update even where none replaces them: they teach
     nothing but the KL and entropy terms."""
+    engine: Literal["native", "vllm"] = "native"
+    """What decodes: this package on the searcher's own weights, or vLLM in this process, which gets
+    a copy of them after every update."""
+    vllm: VllmOptions = VllmOptions()
 
 
 class SupervisedOptions(Options):
@@ -160,6 +183,10 @@ class SupervisedOptions(Options):
     """Padded tokens of one forward and backward pass."""
     autocast: bool = False
     """Compute in bfloat16; weights and optimizer stay as they are."""
+    gradient_checkpointing: bool = False
+    """Keep each block's input alone for the backward pass and compute the rest anew."""
+    offload: bool = False
+    """Keep the optimizer's numbers on the CPU."""
 
 
 class RunOptions(Options):

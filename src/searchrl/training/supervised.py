@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from searchrl.errors import SearchRLError
+from searchrl.training.adamw import open_adamw, trained_parameters
 from searchrl.training.batch import micro_batches
+from searchrl.training.recomputation import recompute_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,6 +44,8 @@ class SupervisedSettings:
         warmup_steps: linear warm-up.
         weight_decay: AdamW's, on matrices only.
         autocast: compute in bfloat16.
+        gradient_checkpointing: compute activations anew in the backward pass.
+        offload: keep the optimizer's numbers on the CPU.
     """
 
     steps: int
@@ -51,6 +55,8 @@ class SupervisedSettings:
     warmup_steps: int = 50
     weight_decay: float = 0.05
     autocast: bool = False
+    gradient_checkpointing: bool = False
+    offload: bool = False
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -80,6 +86,8 @@ def train_supervised(
             gradient is not finite; the step it belongs to is not taken.
     """
     optimizer = _optimizer(model, settings)
+    if settings.gradient_checkpointing:
+        recompute_blocks(model)
     model.train()
     for step in range(settings.steps):
         started = time.perf_counter()
@@ -139,13 +147,14 @@ def _apply(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> float:
 
 
 def _optimizer(model: PreTrainedModel, settings: SupervisedSettings) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    trained = trained_parameters(model)
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    return open_adamw(groups, settings.offload, lr=settings.learning_rate, betas=(0.9, 0.98))
 
 
 def _take(examples: Iterator[Example], tokens: int) -> list[Example]:

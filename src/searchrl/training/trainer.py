@@ -103,17 +103,24 @@ class _Trainer:
         self._processes = processes
         self._writes = processes.rank == 0
         check_device(experiment.local_searcher.device, processes)
+        if processes.size > 1 and self._recipe.rollout.engine == "vllm":
+            raise InputError(
+                f'rollout.engine = "vllm" trains in one process and there are {processes.size}: '
+                'set "native", or start without torchrun'
+            )
         if self._recipe.reward.function is not None:
             load_function(self._recipe.reward.function)
-        self._searcher: LocalModel = experiment.trainable()
+        rollout = self._recipe.rollout
+        vllm = rollout.vllm if rollout.engine == "vllm" else None
+        self._searcher: LocalModel = experiment.trainable(vllm)
         needs_reference = self._recipe.learning.kl_coefficient > 0
         self._learner = Learner(
             self._searcher.model,
             self._recipe.learning,
             self._recipe.rollout.temperature,
-            experiment.searcher().model if needs_reference else None,
+            experiment.reference(self._searcher) if needs_reference else None,
             self._recipe.run.steps,
-            open_layout(processes, self._recipe.run.parallel, self._searcher.model),
+            open_layout(processes, self._recipe.layout, self._searcher.model),
         )
         self._interruption = Interruption()
         self._history: list[Row] = []
@@ -296,11 +303,12 @@ class _Trainer:
             raise InputError(
                 f"step {step + 1}: no episode can be learned from; raise the response budget"
             )
-        seconds = time.perf_counter() - started
-        return rollout, rollout_metrics(rollout) | metrics | {"seconds/rollout": seconds}
+        metrics |= self._searcher.measures() | {"seconds/rollout": time.perf_counter() - started}
+        return rollout, rollout_metrics(rollout) | metrics
 
     def _learn(self, rollout: Rollout, step: int) -> Metrics:
         started = time.perf_counter()
+        self._searcher.rest()
         metrics = self._learner.update(rollout.groups, step)
         return metrics | {"seconds/update": time.perf_counter() - started}
 

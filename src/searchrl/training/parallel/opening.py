@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LARGE = 1_000_000_000
-"""Weights from which on a searcher is cut: with gradients and AdamW's moments, 16 GB on each GPU
+"""Trained weights from which on a searcher is cut: with gradients and moments, 16 GB on each GPU
 otherwise, and as much again for a critic."""
 
 
@@ -22,7 +22,8 @@ def open_layout(
 ) -> Layout:
     """The layout that a recipe asks for; that of one process where there is no other."""
     if wanted is None:
-        wanted = "fsdp" if searcher.num_parameters() >= _LARGE else "ddp"
+        trained = sum(p.numel() for p in searcher.parameters() if p.requires_grad)
+        wanted = "fsdp" if trained >= _LARGE else "ddp"
     if processes.size == 1 or wanted == "ddp":
         return Replicated(processes)
     from searchrl.training.parallel.sharded import Sharded

@@ -26,7 +26,8 @@ from searchrl.errors import SearchRLError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import Store, Work
+    from torch._C._distributed_c10d import Store
+    from torch.distributed import Work
 
 T = TypeVar("T")
 
@@ -220,8 +221,10 @@ def share(processes: Processes, items: Sequence[T], rank: int | None = None) -> 
 def _join(size: int) -> Launched:
     import torch
     from torch import distributed
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(distributed.rendezvous("env://", world_size=size))
+    store, rank, size = next(rendezvous("env://", world_size=size))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     gpus = torch.cuda.device_count()
     if local < gpus:
@@ -229,7 +232,7 @@ def _join(size: int) -> Launched:
         torch.cuda.set_device(local)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo",
-        store=distributed.PrefixStore("training", store),
+        store=PrefixStore("training", store),
         rank=rank,
         world_size=size,
         timeout=_PATIENCE,
@@ -237,7 +240,7 @@ def _join(size: int) -> Launched:
     if rank > 0:
         # What one warns of, all would.
         logging.getLogger("searchrl").setLevel(logging.ERROR)
-    return Launched(rank, size, distributed.PrefixStore("searchrl", store))
+    return Launched(rank, size, PrefixStore("searchrl", store))
 
 
 def _end(processes: Launched, error: BaseException) -> None:

@@ -1,0 +1,1 @@
+"""Engines under measurement, each a program of its own that does an order and tells its steps."""
