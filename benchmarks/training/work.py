@@ -46,7 +46,7 @@ class Work:
         answer: the last output.
     """
 
-    algorithm: Literal["grpo", "ppo"]
+    algorithm: Literal["grpo", "ppo", "reinforce_plus_plus"]
     questions: int = 16
     group: int = 8
     instructions: int = 180
