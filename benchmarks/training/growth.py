@@ -3,10 +3,10 @@
     python -m benchmarks.training.growth
 
 One number is moved at a time, from 32 episodes a step of 2 searches for 3 passages of 100 tokens,
-in groups of 8, with 1 M weights. Every point is a process of its own, on one thread, and one measured
-step after one of warm-up. Groups keep the number of episodes: more of them share fewer prompts.
-REINFORCE++ is what is learned with, since it knows groups of one; the update is that of GRPO but
-for the advantages.
+in groups of 8, with 1 M weights. Every point is a process of its own, on one thread, with one
+measured step after one of warm-up. Groups keep the number of episodes, so that larger ones share
+fewer prompts. REINFORCE++ is what is learned with, since it knows groups of one; its update is
+that of GRPO but for the advantages.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def _told(draw: random.Random, work: Work) -> Tokens:
 
 
 def _tokens(draw: random.Random, count: int) -> Tokens:
-    return tuple(draw.randrange(PADDING + 1, VOCABULARY) for _ in range(count))
+    return tuple(draw.choices(range(PADDING + 1, VOCABULARY), k=count))
 
 
 def _about(draw: random.Random, length: int) -> int:
