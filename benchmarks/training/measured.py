@@ -98,6 +98,8 @@ class Program:
             finally:
                 process.terminate()
                 process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
         if len(run.done) < order.steps - warm_up:
             raise SearchRLError(f"{self.module} did not do its steps: {last_error(log)}; see {log}")
         return run

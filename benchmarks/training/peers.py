@@ -1,4 +1,4 @@
-"""Samples learned from in a CPU second: this project's engine, its peers, and a plain loop.
+r"""Samples learned from in a CPU second: this project's engine, its peers, and a plain loop.
 
     python -m benchmarks.training.peers --work short --peers ours,trl,plain --repeats 3
 
@@ -7,13 +7,17 @@ of its own, under an interpreter of its own, on one thread; engines take turns, 
 repeat, and each repeat has a seed of its own. Cost is CPU seconds of all the engine's processes;
 start-up and the steps of warm-up are told apart. A comparison whose token counts differ by more
 than 3 % is refused. TRL and verl live in environments of their own, ``make .venv-trl/ready`` and
-``make .venv-verl/ready``; one that is not there is a row that says so.
+``make .venv-verl/ready``; one that is not there is a row that says so. On a GPU:
+
+    python -m benchmarks.training.peers --work rag --passage 1000 --passages 1 --throughput \
+        --device cuda --dtype bfloat16 --model qwen3-0.6b-config --peers ours,trl,trl-ours
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -25,6 +29,7 @@ from typing import Any
 from benchmarks.training.engines.order import Order
 from benchmarks.training.measured import Program, Run, versions
 from benchmarks.training.random_model import SIZES, write_model
+from benchmarks.training.throughput import throughput_table
 from benchmarks.training.work import WORKS, Counts, Work, counts_of, digest_of, step_of
 from searchrl.errors import InputError, SearchRLError
 
@@ -59,6 +64,8 @@ PEERS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all, check that they did the same, and print the table."""
     options = _parser().parse_args(arguments)
+    # So that what it started ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))
     try:
         work = replace(WORKS[options.work], **_sizes(options))
         peers = _chosen(options.peers)
@@ -82,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--throughput", action="store_true", help="tokens a second as well")
     parser.add_argument("--core", type=int, help="the processor that every engine stays on")
     parser.add_argument("--trl-python", type=Path, default=Path(".venv-trl/bin/python"))
     parser.add_argument("--verl-python", type=Path, default=Path(".venv-verl/bin/python"))
@@ -138,6 +146,9 @@ def compare(
         rows = {name: [asdict(run) for run in found] for name, found in runs.items()}
         options.json.write_text(json.dumps(rows))
     lines = [_heading(options, work, weights), "", *_table(runs, missing)]
+    if options.throughput:
+        one_process = {name: runs[name] for name in runs if PEERS[name].module != "verl"}
+        lines += ["", throughput_table(one_process, weights, options.device, options.dtype)]
     return "\n".join(lines)
 
 

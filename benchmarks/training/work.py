@@ -46,7 +46,7 @@ class Work:
         answer: the last output.
     """
 
-    algorithm: Literal["grpo", "ppo"]
+    algorithm: Literal["grpo", "ppo", "reinforce_plus_plus"]
     questions: int = 16
     group: int = 8
     instructions: int = 180
@@ -169,7 +169,7 @@ def _told(draw: random.Random, work: Work) -> Tokens:
 
 
 def _tokens(draw: random.Random, count: int) -> Tokens:
-    return tuple(draw.randrange(PADDING + 1, VOCABULARY) for _ in range(count))
+    return tuple(draw.choices(range(PADDING + 1, VOCABULARY), k=count))
 
 
 def _about(draw: random.Random, length: int) -> int:

@@ -1,1 +1,1 @@
-"""Engines under measurement, each a program of its own that does an order and tells its steps."""
+"""Engines under measurement, each a program that does an order and tells of its steps."""

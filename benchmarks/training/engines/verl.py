@@ -21,7 +21,8 @@ from searchrl.data.jsonl import write_jsonl
 from searchrl.distributed.launch import plan
 from searchrl.distributed.process import last_error, running
 from searchrl.distributed.verl_metrics import VerlLog
-from searchrl.recipe import Recipe, load_recipe
+from searchrl.recipe import Recipe
+from searchrl.recipe_file import load_recipe
 from tests.verl_cpu.recipes import ENVIRONMENT, SETTINGS
 
 POLL = "SEARCHRL_BENCHMARK_POLL"
@@ -99,7 +100,9 @@ def _settings(order: Order) -> dict[str, Any]:
 def _environment(order: Order) -> dict[str, str]:
     modules = f"{ENVIRONMENT['VERL_USE_EXTERNAL_MODULES']},{_SERVICES}"
     poll = {POLL: "0.05"} if order.setting("tuned", False) else {}
-    return {**ENVIRONMENT, "VERL_USE_EXTERNAL_MODULES": modules, **poll}
+    # Ray's workers stand back behind other programs unless they are told not to.
+    told = {"VERL_USE_EXTERNAL_MODULES": modules, "RAY_worker_niceness": "0"}
+    return {**ENVIRONMENT, **told, **poll}
 
 
 def _schedule(order: Order) -> list[dict[str, Any]]:
