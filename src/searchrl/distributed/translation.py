@@ -51,8 +51,8 @@ READ_IN_PLACE = frozenset(
     {"agent", "data", "retriever", "rerank", "generator", "judge", "reward", "run"}
 )
 """Sections that the agent loop reads from the run's ``config.json`` itself."""
-NOT_WATCHED = frozenset({"guards"})
-"""Sections of the in-process trainer that nothing heeds here."""
+WATCHED = frozenset({"guards"})
+"""Sections that the launcher heeds while it follows the run."""
 FOR_OTHER_COMMANDS = frozenset({"supervised", "evaluation", "ircot", "search_o1"})
 """Sections that training does not read, here or in process."""
 
