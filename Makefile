@@ -1,6 +1,7 @@
 # make demo   trains a search agent on this machine and writes runs/demo/report.html
 # make test   formatting, types, unit tests, then the end-to-end pipeline tests
 # make test-verl, make test-trl, make test-vllm   the tests against verl, TRL and vLLM, each in an environment of its own
+# make test-verl-faults   runs of verl whose services, workers and machines are killed; Ray Serve
 # The first two create .venv and install what they need; nothing but Python >= 3.11 and make has to be there.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ OUT ?= runs/demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint unit pipeline test-verl test-trl test-vllm clean
+.PHONY: demo test lint unit pipeline test-verl test-verl-faults test-trl test-vllm clean
 
 demo: .venv/searchrl
 	rm -rf $(OUT)
@@ -29,7 +30,10 @@ pipeline: .venv/searchrl-dev
 	$(BIN)/python -m pytest -q -m pipeline
 
 test-verl: .venv-verl/ready
-	.venv-verl/bin/python -m pytest -q -p no:asyncio -W ignore tests/verl
+	.venv-verl/bin/python -m pytest -q -p no:asyncio -W ignore tests/verl/test_equality.py tests/verl/test_training.py
+
+test-verl-faults: .venv-verl/ready
+	.venv-verl/bin/python -m pytest -q -p no:asyncio -W ignore tests/verl/test_kills.py tests/verl/test_nodes.py tests/verl/test_ray_serve.py
 
 test-trl: .venv-trl/ready
 	.venv-trl/bin/python -m pytest -q -W ignore tests/trl

@@ -11,7 +11,7 @@ import pytest
 from searchrl.distributed.launch import latest_step, train_on_verl
 from searchrl.distributed.process import last_error
 from searchrl.distributed.verl_metrics import VerlLog, run_metrics
-from searchrl.errors import InfrastructureError, InputError
+from searchrl.errors import InfrastructureError, InputError, UnstableError
 from searchrl.experiment import Experiment
 from searchrl.models.local import LocalModel
 from searchrl.recipe import Recipe
@@ -42,6 +42,8 @@ with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as log:
         (folder / "000001.json").write_text(json.dumps({"id": f"{step}b"}))
         (folder / "000000.json").write_text(json.dumps({"id": f"{step}a"}))
         data = {"critic/score/mean": step / 10, "episodes/searches": 1.0}
+        if (run.parent / "bfloat16").exists():
+            data["rollout_corr/k3_kl"] = 0.5
         log.write(json.dumps({"step": step, "data": data}) + "\\n")
         log.flush()
         if step % int(settings["trainer.save_freq"]) == 0 or step == last:
@@ -84,7 +86,10 @@ def test_a_run_is_followed_and_brought_home(recipe: Recipe, tmp_path: Path) -> N
     assert train(recipe, out) == [1, 2, 3, 4]
     assert steps_of(out) == [1, 2, 3, 4]
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
-    assert first == {"step": 1, "reward/mean": 0.1, "episodes/searches": 1.0}
+    verdicts = {name: value for name, value in first.items() if name.startswith("guards/")}
+    assert verdicts
+    assert set(verdicts.values()) == {0}
+    assert first == {"step": 1, "reward/mean": 0.1, "episodes/searches": 1.0} | verdicts
     assert json.loads((out / "checkpoints" / "final" / "config.json").read_text()) == {"step": 4}
     manifest = json.loads((out / "checkpoints" / "final" / "manifest.json").read_text())
     assert manifest["about"] == {"kind": "searcher", "step": 4}
@@ -115,6 +120,18 @@ def test_a_run_that_gets_no_further_is_given_up_and_can_be_resumed(
     assert latest_step(out / "verl" / "checkpoints") == 2
     assert train(recipe, out, resume=True) == [3, 4]
     assert steps_of(out) == [1, 2, 3, 4]
+
+
+def test_a_guard_stops_a_run_and_judges_one_that_was_restarted(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "bfloat16").touch()
+    (tmp_path / "deaths").write_text("2")
+    with pytest.raises(UnstableError, match=r"step 3: rollouts and trainer differ by 0\.5 nats"):
+        train(recipe, out)
+    assert steps_of(out) == [1, 2, 3]
+    assert (out / "STATUS").read_text() == "error\n"
 
 
 def test_a_run_that_never_begins_is_the_settings_fault(recipe: Recipe, tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from searchrl.agents.episode import Action, ActionKind, EndReason, Turn
-from searchrl.distributed.episode_facts import facts_of, means
+from searchrl.distributed.episode_facts import facts_of, means, share_of_equal
 from searchrl.distributed.trajectory import trajectories
 from tests.training_fixtures import episode, random_shape
 
@@ -56,4 +57,15 @@ def test_the_facts_of_a_step_are_means_over_those_that_have_them() -> None:
     assert found["episodes/searches"] == 0.5
     assert found["episodes/invalid_turns"] == 0.25
     assert found["episodes/response_tokens"] == 5
+    assert found["episodes/truncated"] == 0.5
     assert "episodes/gold_recall" not in found
+    assert "value" not in found
+
+
+def test_groups_whose_rewards_teach_nothing_are_counted() -> None:
+    rewards = {("a", "0"): 1.0, ("a", "1"): 1.0, ("b", "0"): 0.0, ("b", "1"): 1.0, ("c", "0"): 0.0}
+    facts = {
+        session: facts_of(episode(number, reward))
+        for number, (session, reward) in enumerate(rewards.items())
+    }
+    assert share_of_equal(facts) == pytest.approx(2 / 3)

@@ -19,9 +19,9 @@ from searchrl.distributed.plugin_check import check_worker
 from searchrl.distributed.schedule import read_schedule, write_schedule
 from searchrl.distributed.translation import (
     FOR_OTHER_COMMANDS,
-    NOT_WATCHED,
     READ_IN_PLACE,
     TRANSLATED,
+    WATCHED,
     Place,
     Settings,
     command_line,
@@ -43,7 +43,7 @@ def settings(base: str = "tiny-ppo", *overrides: str) -> Settings:
 
 
 def test_every_section_has_its_place() -> None:
-    places = TRANSLATED | READ_IN_PLACE | NOT_WATCHED | FOR_OTHER_COMMANDS | SECTIONS_REFUSED
+    places = TRANSLATED | READ_IN_PLACE | WATCHED | FOR_OTHER_COMMANDS | SECTIONS_REFUSED
     assert places == set(Recipe.model_fields)
     assert not FOR_OTHER_COMMANDS & (TRANSLATED | READ_IN_PLACE)
 
@@ -111,7 +111,7 @@ OTHER: dict[str, Any] = {
     "verl.stall_seconds": 60,
     "verl.settings": {"trainer.balance_batch": False},
 }
-LAUNCHER = {"verl.restarts"}
+LAUNCHER = {"verl.machine_seconds", "verl.restarts"}
 WORKERS = {"run.keep_episodes", "searcher.thinking"}
 OF_THE_OWN_ENGINE = {"searcher.cache_gib"}
 ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon", "rollout.vllm"}

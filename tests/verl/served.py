@@ -1,4 +1,4 @@
-"""What runs beside a run of verl, and can be killed and started again: servers, Ray's workers."""
+"""What runs beside a run of verl and can be killed: servers, and the workers of Ray."""
 
 from __future__ import annotations
 

@@ -12,16 +12,19 @@ from pydantic import JsonValue
 
 from searchrl.recipe import Recipe
 from searchrl.recipe_file import load_recipe
-from tests.verl_cpu.recipes import ENVIRONMENT, SETTINGS
+from tests.verl_cpu.recipes import ENVIRONMENT, OWN_RAY, SETTINGS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def recipe(base: str, *overrides: str, settings: Mapping[str, JsonValue] | None = None) -> Recipe:
+def recipe(
+    base: str, *overrides: str, settings: Mapping[str, JsonValue] = SETTINGS | OWN_RAY
+) -> Recipe:
     """Eight steps of 16 episodes about the same four questions, with Gain Beyond RAG."""
     values = load_recipe(
         base,
         [
+            "seed=1",
             "data.train.questions=6",
             "rollout.questions_per_step=4",
             "rollout.group_size=4",
@@ -34,7 +37,7 @@ def recipe(base: str, *overrides: str, settings: Mapping[str, JsonValue] | None 
             *overrides,
         ],
     ).model_dump(mode="json")
-    values["verl"]["settings"] = {**SETTINGS, **(settings or {})}
+    values["verl"]["settings"] = dict(settings)
     return Recipe.model_validate(values)
 
 

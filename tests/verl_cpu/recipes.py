@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from tests.verl_cpu.names import ROLLOUT
 
-SETTINGS: Mapping[str, JsonValue] = {
+SETTINGS: dict[str, JsonValue] = {
     "actor_rollout_ref.rollout.name": ROLLOUT,
     "actor_rollout_ref.rollout.free_cache_engine": False,
     "actor_rollout_ref.model.use_remove_padding": False,
@@ -22,12 +22,16 @@ SETTINGS: Mapping[str, JsonValue] = {
     "++critic.model.override_config.attn_implementation": "sdpa",
     "critic.fsdp.use_torch_compile": False,
     "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+}
+"""What verl has to be told beside the translation."""
+
+OWN_RAY: dict[str, JsonValue] = {
     # Numbers that Ray hands out; nothing checks that they are there.
     "ray_kwargs.ray_init.num_cpus": 32,
     "++ray_kwargs.ray_init.num_gpus": 1,
     "++ray_kwargs.ray_init.include_dashboard": False,
 }
-"""What verl has to be told beside the translation."""
+"""What it has to be told where it starts Ray itself."""
 
 ENVIRONMENT: Mapping[str, str] = {
     "VERL_PLATFORM": "cpu",

@@ -4,8 +4,9 @@ The run directory is the one ``train`` writes: the same ``config.json``, metrics
 episodes for reading, and ``checkpoints/final``, the searcher in Hugging Face form, exchanged whole
 after every checkpoint of verl. verl's own checkpoints, from which a killed run goes on, stay in
 ``verl/checkpoints``. A run that died starts again from the newest of them; how often without a new
-one in between is ``verl.restarts``. An attempt that did not get to a single step at the start of a
-run is an error of the setting, and ends it.
+one in between is ``verl.restarts``. On a running cluster it first waits for GPUs in the place of
+those that a dead machine took along. An attempt that did not get to a single step at the start of a
+run is an error of the setting, and ends it. A guard that stops a run in process stops it here.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from searchrl.distributed.verl_metrics import VerlLog
 from searchrl.errors import InfrastructureError, InputError
 from searchrl.experiment import Experiment
 from searchrl.recipe import Recipe
-from searchrl.reporting.metrics_log import MetricsLog
+from searchrl.reporting.metrics_log import MetricsLog, read_metrics
 from searchrl.training.checkpoint import FINAL
+from searchrl.training.guards import Row, guard_metrics, heed, judge
 from searchrl.training.questions import training_questions
 from searchrl.training.run_directory import RunDirectory
 
@@ -102,6 +104,7 @@ def train_on_verl(
     Raises:
         InputError: the recipe or the run directory cannot be used, or verl does not start.
         InfrastructureError: the run died more often than ``verl.restarts`` allows.
+        UnstableError: a guard stopped the run; verl's last checkpoint stands.
     """
     plan(experiment.recipe, run.path, ray_address)
     with run.open(experiment.recipe, resume):
@@ -129,6 +132,7 @@ class _Follower:
         self._ray_address = ray_address
         self._on_step = on_step
         self._log = MetricsLog(run.metrics)
+        self._history: list[Row] = []
         self._home = 0
 
     def run(self) -> Path:
@@ -164,21 +168,36 @@ class _Follower:
         start = latest_step(self._place.checkpoints)
         self._log.truncate_after(start)
         self._run.drop_episodes_after(start)
+        self._history = list(read_metrics(self._run.metrics)) if start else []
         log = self._run.path / "logs" / f"verl-{number}.log"
         steps = VerlLog(log.with_suffix(".jsonl"))
         done = 0
+        if number > 1 and self._ray_address is not None and not self._has_gpus(launch, log):
+            return 0, log
         with running(launch.command, launch.environment, log) as process:
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)
                 done += self._follow(steps)
         return done + self._follow(steps), log
 
+    def _has_gpus(self, launch: Launch, log: Path) -> bool:
+        """Wait for the cluster to be whole; what is missing stands in the log when it is not."""
+        cluster = self._recipe.verl
+        wanted = (cluster.nodes * cluster.gpus_per_node, cluster.machine_seconds)
+        command = [sys.executable, "-m", "searchrl.distributed.await_gpus", *map(str, wanted)]
+        with running(command, launch.environment, log) as process:
+            return process.wait() == 0
+
     def _follow(self, steps: VerlLog) -> int:
         """Write down what verl finished; returns how many steps that was."""
         count = 0
         for step, metrics in steps.read():
+            verdicts = judge([*self._history, metrics], self._recipe.guards)
+            metrics |= guard_metrics(verdicts)
+            self._history.append(metrics)
             self._log.append(step, metrics)
             self._gather_episodes(step)
+            heed(verdicts, self._history, step)
             self._on_step(step, metrics)
             count += 1
         self._bring_home()

@@ -30,5 +30,7 @@ class VerlOptions(Options):
     """How often a run that died starts again without a new checkpoint in between."""
     stall_seconds: PositiveFloat = 1_800.0
     """A step in which no episode ends for so long is given up, and the run restarted."""
+    machine_seconds: PositiveFloat = 1_800.0
+    """How long a restart on a running cluster waits for the GPUs of a machine that died."""
     settings: dict[str, JsonValue] | None = None
     """Settings of verl by their own names, set over what the recipe is translated to."""

@@ -14,7 +14,7 @@ from typing import Any
 import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from searchrl.distributed.episode_facts import FACTS, means
+from searchrl.distributed.episode_facts import FACTS, means, share_of_equal
 from searchrl.distributed.failure_rules import check_failures, groups_below, session_of
 from searchrl.errors import InfrastructureError
 
@@ -47,11 +47,12 @@ class EpisodeSampler(ReplayBuffer):  # type: ignore[misc]
             return batch, metrics
         sessions = {session_of(key) for key in batch.keys}
         asked = batch_size * self._group_size
-        check_failures(asked - len(sessions), asked, self._max_failed)
+        failed = asked - len(sessions)
+        check_failures(failed, asked, self._max_failed)
         small = groups_below(sessions, self._smallest_group)
         self._drop(batch, [key for key in batch.keys if session_of(key)[0] in small])
-        metrics = metrics | self._facts(batch) | {"episodes/failed": float(asked - len(sessions))}
-        return batch, metrics
+        counts = {"episodes/failed": float(failed), "episodes/failed_share": failed / asked}
+        return batch, metrics | self._facts(batch) | counts
 
     def _drop(self, batch: Any, keys: list[str]) -> None:
         """Take trajectories out of a batch and out of the store."""
@@ -70,7 +71,7 @@ class EpisodeSampler(ReplayBuffer):  # type: ignore[misc]
         fields = [getattr(value, "data", value) for value in found["extra_fields"]]
         # The rows of one session carry the same facts.
         own = {session_of(key): f[FACTS] for key, f in zip(batch.keys, fields, strict=True)}
-        return means(own.values())
+        return means(own.values()) | {"groups/all_equal": share_of_equal(own)}
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         state = (

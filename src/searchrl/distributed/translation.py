@@ -52,8 +52,8 @@ READ_IN_PLACE = frozenset(
     {"agent", "data", "retriever", "rerank", "generator", "judge", "reward", "run"}
 )
 """Sections that the agent loop reads from the run's ``config.json`` itself."""
-NOT_WATCHED = frozenset({"guards"})
-"""Sections of the in-process trainer that nothing heeds here."""
+WATCHED = frozenset({"guards"})
+"""Sections that the launcher heeds while it follows the run."""
 REFUSED = frozenset({"lora"})
 """Sections that ask for what only the in-process trainer does."""
 FOR_OTHER_COMMANDS = frozenset({"supervised", "evaluation", "ircot", "search_o1"})

@@ -7,6 +7,7 @@ numbers all stay in that file; the run's metrics hold those that the in-process 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _NAMES: Mapping[str, str] = {
     "timing_s/gen": "seconds/rollout",
 }
 _UPDATE = ("timing_s/update_actor", "timing_s/update_critic")
-_OURS = ("episodes/", "reward/")
+_OURS = ("episodes/", "groups/", "reward/")
 
 
 class VerlLog:
@@ -58,6 +59,9 @@ def run_metrics(values: Mapping[str, Any]) -> dict[str, float]:
     numbers = {name: float(v) for name, v in values.items() if isinstance(v, int | float)}
     metrics = {ours: numbers[name] for name, ours in _NAMES.items() if name in numbers}
     metrics |= {name: value for name, value in numbers.items() if name.startswith(_OURS)}
+    if "grad_norm" in metrics:
+        # verl leaves out an update whose gradient is not finite, as is done in process.
+        metrics["skipped_updates"] = float(not math.isfinite(metrics["grad_norm"]))
     if update := [numbers[name] for name in _UPDATE if name in numbers]:
         metrics["seconds/update"] = sum(update)
     return metrics

@@ -1,6 +1,6 @@
 """Watches a run for the ways in which reinforcement learning goes wrong.
 
-Pure functions over the metrics of the steps so far, so a resumed run judges as if it had never
+Functions of the metrics of the steps so far, so a resumed run judges as if it had never
 stopped. Every guard is always on, and its verdict is itself a metric, ``guards/<name>``: 0 when all
 is well, 1 for a warning, 2 for a stop. What each reads, and its thresholds, stand in
 ``GuardOptions`` and in docs/training.md.
@@ -11,13 +11,17 @@ which have a count of their own.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from searchrl.errors import UnstableError
 from searchrl.training.options import GuardOptions
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 """The metrics of one step; a number that was not finite may be ``None``."""
@@ -75,6 +79,25 @@ def judge(history: Sequence[Row], options: GuardOptions) -> list[Verdict]:
 def guard_metrics(verdicts: Sequence[Verdict]) -> dict[str, float]:
     """The verdicts as metrics."""
     return {f"guards/{verdict.guard}": float(verdict.level) for verdict in verdicts}
+
+
+def heed(verdicts: Sequence[Verdict], history: Sequence[Row], step: int) -> None:
+    """Log what is newly wrong; end the run where a guard says so.
+
+    Args:
+        verdicts: on the step.
+        history: the metrics of all steps, this one's last, those of the guards among them.
+        step: counted from 1.
+
+    Raises:
+        UnstableError: a guard stops the run.
+    """
+    before = history[-2] if len(history) > 1 else {}
+    for verdict in verdicts:
+        if verdict.level is Level.STOP:
+            raise UnstableError(f"step {step}: {verdict.message}")
+        if verdict.level is Level.WARNING and not before.get(f"guards/{verdict.guard}"):
+            logger.warning("step %d: %s", step, verdict.message)
 
 
 def _gradients(history: Sequence[Row], options: GuardOptions) -> Verdict:

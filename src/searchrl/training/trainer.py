@@ -23,7 +23,7 @@ from searchrl.agents.agent import Agent
 from searchrl.agents.episode import ActionKind, EndReason
 from searchrl.agents.trained import open_agent
 from searchrl.data.questions import Question
-from searchrl.errors import InputError, UnstableError
+from searchrl.errors import InputError
 from searchrl.experiment import Experiment
 from searchrl.reporting.metrics_log import MetricsLog, read_metrics
 from searchrl.reporting.services import open_sinks
@@ -41,7 +41,7 @@ from searchrl.training.checkpoint import (
     save_final,
 )
 from searchrl.training.dynamic_sampling import collect_teaching
-from searchrl.training.guards import Level, Row, Verdict, guard_metrics, judge
+from searchrl.training.guards import Row, guard_metrics, heed, judge
 from searchrl.training.interruption import Interruption
 from searchrl.training.learner import Learner, Metrics
 from searchrl.training.model_card import model_card
@@ -54,8 +54,6 @@ from searchrl.training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from searchrl.models.local import LocalModel
-
-logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +196,7 @@ class _Trainer:
             self._sinks.log(step + 1, metrics)
             kept = rollout.episodes[: recipe.run.keep_episodes]
             self._run_directory.write_episodes(step + 1, kept)
-        _heed(verdicts, self._history, step + 1)
+        heed(verdicts, self._history, step + 1)
         self._done, self._updating = step + 1, False
         if self._done % recipe.run.save_every == 0 or self._done == recipe.run.steps:
             self._save_best()
@@ -311,16 +309,6 @@ class _Trainer:
         self._searcher.rest()
         metrics = self._learner.update(rollout.groups, step)
         return metrics | {"seconds/update": time.perf_counter() - started}
-
-
-def _heed(verdicts: Sequence[Verdict], history: Sequence[Row], step: int) -> None:
-    """Log what is newly wrong; end the run where a guard says so."""
-    before = history[-2] if len(history) > 1 else {}
-    for verdict in verdicts:
-        if verdict.level is Level.STOP:
-            raise UnstableError(f"step {step}: {verdict.message}")
-        if verdict.level is Level.WARNING and not before.get(f"guards/{verdict.guard}"):
-            logger.warning("step %d: %s", step, verdict.message)
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
