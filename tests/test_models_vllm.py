@@ -257,13 +257,12 @@ def test_without_vllm_there_is_one_line(local: LocalModel, monkeypatch: pytest.M
         VllmEngine(local.model, VllmOptions())
 
 
-def test_more_than_one_process_is_refused(
-    local: LocalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(InputError, match="trains in one process"):
-        VllmEngine(local.model, VllmOptions())
+def test_a_gpu_that_vllm_would_not_take_is_refused(local: LocalModel) -> None:
+    class Elsewhere:
+        device = torch.device("cuda", 1)
+
+    with pytest.raises(InputError, match=r"set CUDA_VISIBLE_DEVICES=1 and searcher.device"):
+        VllmEngine(Elsewhere(), VllmOptions())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
