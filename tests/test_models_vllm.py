@@ -6,12 +6,14 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from searchrl.errors import InputError, SearchRLError, UnstableError
+from searchrl.models import vllm_engine
 from searchrl.models.canary import TEMPERATURE, Canary, Scored
 from searchrl.models.drawing import Drawing, Request
 from searchrl.models.local import LocalModel
@@ -249,6 +251,63 @@ def test_the_canary_names_both_numbers_and_takes_no_nan(local: LocalModel) -> No
         canary.check(lambda prompts, drawn: probe(prompts, drawn, float("nan")))
 
 
+class RecordedLlm:
+    """vLLM's ``LLM``, as far as weights and sleep go; notes what is called, in order."""
+
+    def __init__(self, **_: Any) -> None:
+        self.calls: list[str] = []
+        self.wakes = True
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*values: Any, **named: Any) -> bool:
+            shown = ", ".join(f"{key}={value}" for key, value in named.items())
+            self.calls.append(f"{name}({shown})")
+            return self.wakes
+
+        return call
+
+
+def test_what_sleeps_wakes_around_the_sync(
+    local: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = SimpleNamespace(current_platform=SimpleNamespace(is_cuda_alike=lambda: True))
+    library = SimpleNamespace(LLM=RecordedLlm, platforms=gpu, __version__="0")
+    monkeypatch.setattr(vllm_engine, "_import", lambda: library)
+    monkeypatch.setattr(vllm_engine, "_arguments", lambda folder, options, sleeps: {})
+    engine = VllmEngine(local.model, VllmOptions())
+    llm: Any = engine._llm
+    exchange = [
+        "start_weight_update()",
+        "update_weights()",
+        "finish_weight_update()",
+        "reset_prefix_cache()",
+    ]
+    llm.calls.clear()
+    engine.take([])
+    assert llm.calls == exchange
+    llm.calls.clear()
+    engine.sleep()
+    engine.sleep()
+    assert engine.asleep
+    engine.take([])
+    assert not engine.asleep
+    assert llm.calls == [
+        "sleep(level=2)",
+        "wake_up(tags=['weights'])",
+        *exchange[:3],
+        "wake_up(tags=['kv_cache'])",
+        exchange[3],
+    ]
+    engine.sleep()
+    llm.wakes = False
+    with pytest.raises(SearchRLError, match="did not wake up"):
+        engine.take([])
+    assert engine.asleep
+    stays = VllmEngine(local.model, VllmOptions(sleep=False))
+    stays.sleep()
+    assert not stays.asleep
+
+
 def test_without_vllm_there_is_one_line(local: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "0")
@@ -257,13 +316,12 @@ def test_without_vllm_there_is_one_line(local: LocalModel, monkeypatch: pytest.M
         VllmEngine(local.model, VllmOptions())
 
 
-def test_more_than_one_process_is_refused(
-    local: LocalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(InputError, match="trains in one process"):
-        VllmEngine(local.model, VllmOptions())
+def test_a_gpu_that_vllm_would_not_take_is_refused(local: LocalModel) -> None:
+    class Elsewhere:
+        device = torch.device("cuda", 1)
+
+    with pytest.raises(InputError, match=r"set CUDA_VISIBLE_DEVICES=1 and searcher.device"):
+        VllmEngine(Elsewhere(), VllmOptions())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -191,11 +191,6 @@ def _check_placement(model: PreTrainedModel) -> None:
             f'searcher.device = "{model.device}": vLLM in this process takes the first GPU it '
             f'sees; set CUDA_VISIBLE_DEVICES={model.device.index} and searcher.device = "cuda"'
         )
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise InputError(
-            'rollout.engine = "vllm" trains in one process; set rollout.engine = "native", or '
-            "start it without torchrun"
-        )
 
 
 @contextmanager
