@@ -102,7 +102,7 @@ class Front:
         queries = [asked.queries] if isinstance(asked.queries, str) else asked.queries
         try:
             await self._check()
-            hits = await self._retriever.search(queries, wire.limit(asked) or ServerSettings.topk)
+            hits = await self._retriever.search(queries, wire.limit(asked) or ServerSettings().topk)
         except InfrastructureError as error:
             return _refusal(503, str(error))
         return _reply(200, wire.retrieve_answer(hits, asked.return_scores))
