@@ -86,6 +86,8 @@ def test_a_recipe_as_trl_arguments() -> None:
         ("tiny-grpo", "learning.entropy_coefficient=0.1", "learning.entropy_coefficient"),
         ("tiny-grpo", "learning.mini_batches=3", "learning.mini_batches = 3"),
         ("tiny-grpo", "learning.mask_retrieved=false", "learning.mask_retrieved = false"),
+        ("tiny-grpo", "lora.rank=4", "lora: TRL is given its adapter"),
+        ("tiny-grpo", "learning.offload=true", "learning.offload"),
         ("tiny-grpo", "rollout.engine=vllm learning.importance_cap=2.0", 'engine = "vllm"'),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from searchrl.data.storage import verify_directory
@@ -59,6 +60,20 @@ def test_a_round_trip_is_bitwise(
     assert_bitwise_equal(state(other), state(subject))
     more = groups(1, [[1.0, 0.0, 0.5]])
     assert subject.update(more, 1) == other.update(more, 1)
+    assert_bitwise_equal(state(other), state(subject))
+
+
+def test_weights_in_several_files_come_back_whole(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    subject, place = trained(), tmp_path / "step_000001" / "searcher"
+    save_checkpoint(tmp_path, 1, subject, tiny_tokenizer, keep=1)
+    weights = sorted(load_file(place / "model.safetensors").items())
+    (place / "model.safetensors").unlink()
+    for number, part in enumerate((weights[:5], weights[5:]), start=1):
+        save_file(dict(part), place / f"model-{number:05d}-of-00002.safetensors")
+    other = learner(tiny_model(5))
+    load_checkpoint(tmp_path / "step_000001", other)
     assert_bitwise_equal(state(other), state(subject))
 
 

@@ -164,6 +164,10 @@ def _check(recipe: Recipe) -> None:
             f'rollout.engine = "{recipe.rollout.engine}": under TRL the rollout function decodes '
             'with the trainer\'s own weights; set "native"'
         )
+    if recipe.lora is not None:
+        raise InputError("lora: TRL is given its adapter by its own peft_config; leave it out")
+    if learning.offload:
+        raise InputError("learning.offload: TRL keeps its optimizer where it is; leave it out")
     if learning.entropy_coefficient:
         raise InputError("learning.entropy_coefficient: TRL has no entropy bonus; set it to 0")
     if not learning.mask_retrieved:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,11 +190,13 @@ def load_checkpoint(path: Path, learner: Learner) -> None:
         load_factors(learner.searcher, path / "searcher")
     else:
         tied = bool(learner.searcher.config.tie_word_embeddings)
-        _load_weights(learner.searcher, path / "searcher" / "model.safetensors", tied)
+        # One file, or several of 50 GB each.
+        files = sorted((path / "searcher").glob("*.safetensors"))
+        _load_weights(learner.searcher, files, tied)
     learner.adopt_searcher()
     _load_optimizer(path / "optimizer.safetensors", learner.optimizer)
     if learner.critic is not None and learner.critic_optimizer is not None:
-        _load_weights(learner.critic, path / "critic.safetensors", tied=False)
+        _load_weights(learner.critic, [path / "critic.safetensors"], tied=False)
         _load_optimizer(path / "critic_optimizer.safetensors", learner.critic_optimizer)
 
 
@@ -235,12 +237,14 @@ def _checkpoints(folder: Path) -> Iterable[tuple[int, Path]]:
             yield int(match[1]), path
 
 
-def _load_weights(module: torch.nn.Module, path: Path, tied: bool) -> None:
+def _load_weights(module: torch.nn.Module, files: Sequence[Path], tied: bool) -> None:
+    path = files[0]
     try:
         held = module.state_dict()
         values = {
             name: like(held[name], value) if name in held else value
-            for name, value in load_file(path).items()
+            for file in files
+            for name, value in load_file(file).items()
         }
         missing, unexpected = module.load_state_dict(values, strict=False)
     except RuntimeError as error:
