@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -35,7 +35,7 @@ from searchrl.agents.episode import EndReason, Episode
 from searchrl.models.adapters import has_adapter
 from searchrl.training.adamw import open_adamw, trained_parameters
 from searchrl.training.averaging import token_weights
-from searchrl.training.batch import TokenBatch, learned_mask, tree_batches, tree_shares
+from searchrl.training.batch import TokenBatch, learned_mask
 from searchrl.training.credit import Evidence, assign_credit, known_to_be_idle
 from searchrl.training.importance import truncated_weights
 from searchrl.training.kl_control import next_coefficient
@@ -52,6 +52,7 @@ from searchrl.training.parallel.processes import total
 from searchrl.training.parallel.tensors import whole
 from searchrl.training.placement import Placement
 from searchrl.training.recomputation import recompute_blocks
+from searchrl.training.samples import MicroBatch, Sample, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,48 +73,6 @@ class Group:
         """The reward of each episode."""
         values = [episode.reward.value for episode in self.episodes if episode.reward is not None]
         return [value for value in values if value is not None]
-
-
-@dataclass(slots=True)
-class _Sample:
-    """One episode on its way through an update; vectors hold its trainable tokens only.
-
-    ``old_logprobs`` and ``old_values`` stay unset where the update's own pass gives them.
-    """
-
-    episode: Episode
-    reward: float
-    tokens: int
-    """Trainable ones."""
-    counted: bool
-    """Whether it takes part in the loss."""
-    teaches: bool
-    """Whether its gradient can differ from zero; known before anything is computed."""
-    weight: float = 0.0
-    """Of each of its tokens in the loss of the policy."""
-    advantages: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    old_logprobs: torch.Tensor | None = None
-    reference_logprobs: torch.Tensor | None = None
-    old_values: torch.Tensor | None = None
-    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-@dataclass(frozen=True, slots=True)
-class _MicroBatch:
-    """Episodes that are passed through a model together.
-
-    One without samples is passed through for the sake of other processes, and comes to nothing.
-    """
-
-    samples: tuple[_Sample, ...]
-    batch: TokenBatch
-
-    def split(self, values_A: torch.Tensor) -> list[tuple[_Sample, torch.Tensor]]:
-        """Each episode with its share of a vector over trainable tokens."""
-        if not self.samples:
-            return []
-        parts = values_A.split(list(self.batch.lengths_B))
-        return list(zip(self.samples, parts, strict=True))
 
 
 class Learner:
@@ -209,7 +168,7 @@ class Learner:
             self.kl_coefficient = next_coefficient(used, divergence, target, episodes, horizon)
         return {"kl_coefficient": used}
 
-    def _samples(self, groups: Sequence[Group]) -> list[list[_Sample]]:
+    def _samples(self, groups: Sequence[Group]) -> list[list[Sample]]:
         idle = known_to_be_idle([group.rewards for group in groups], self._options)
         return [
             [
@@ -221,49 +180,29 @@ class Learner:
             for group, silences in zip(groups, idle, strict=True)
         ]
 
-    def _sample(self, episode: Episode, reward: float, silent: bool) -> _Sample:
+    def _sample(self, episode: Episode, reward: float, silent: bool) -> Sample:
         options = self._options
         counted = not (options.mask_truncated and episode.end is EndReason.TRUNCATED)
         regularised = options.entropy_coefficient > 0 or (
             self._reference is not None and options.kl_placement == "loss"
         )
         tokens = sum(learned_mask(episode, options.mask_retrieved))
-        return _Sample(episode, reward, tokens, counted, counted and (regularised or not silent))
+        return Sample(episode, reward, tokens, counted, counted and (regularised or not silent))
 
-    def _pack(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
+    def _pack(self, samples: Sequence[Sample]) -> list[MicroBatch]:
         """This process's micro-batches, packed once and for all passes of the step."""
-        sequences = [sample.episode.token_ids for sample in samples]
-        cuts = [
-            [
-                [share[place] for place in places]
-                for places in tree_batches(
-                    [sequences[index] for index in share], self._options.tokens_per_micro_batch
-                )
-            ]
-            for share in tree_shares(sequences, self._processes.size)
-        ]
-        own = cuts[self._processes.rank]
-        device = self.searcher.device
-        made: list[_MicroBatch] = []
-        for indices in own:
-            chosen = tuple(samples[index] for index in indices)
-            episodes = [sample.episode for sample in chosen]
-            masked = self._options.mask_retrieved
-            made.append(_MicroBatch(chosen, TokenBatch.of(episodes, device, masked)))
-        if self._layout.lockstep and (owed := max(map(len, cuts)) - len(own)):
-            shortest = min(sequences, key=len)
-            filler = TokenBatch.of([samples[sequences.index(shortest)].episode], device)
-            made += [_MicroBatch((), filler)] * owed
-        return made
+        options, device = self._options, self.searcher.device
+        budget, masked = options.tokens_per_micro_batch, options.mask_retrieved
+        return pack(samples, budget, device, masked, self._layout)
 
-    def _pack_idle(self, samples: Sequence[_Sample]) -> list[_MicroBatch]:
+    def _pack_idle(self, samples: Sequence[Sample]) -> list[MicroBatch]:
         """Those left out of the loss that are still part of a group's baseline."""
         if self.critic is None and self._reference is None:
             return []
         return self._pack([sample for sample in samples if not sample.teaches])
 
     @torch.no_grad()
-    def _note_reference(self, micro_batches: Sequence[_MicroBatch]) -> None:
+    def _note_reference(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Log-probabilities of the reference, ahead of all else: then it may rest again."""
         if self._reference is None:
             return
@@ -275,9 +214,9 @@ class Learner:
 
     def _look_back(
         self,
-        grouped: Sequence[Sequence[_Sample]],
-        micro_batches: Sequence[_MicroBatch],
-        idle: Sequence[_MicroBatch],
+        grouped: Sequence[Sequence[Sample]],
+        micro_batches: Sequence[MicroBatch],
+        idle: Sequence[MicroBatch],
     ) -> Metrics:
         """What is known before the policy's own passes: its old ones, values, and all credit.
 
@@ -299,7 +238,7 @@ class Learner:
         self._set_credit(grouped)
         return total(self._processes, totals)
 
-    def _exchange(self, samples: Sequence[_Sample]) -> None:
+    def _exchange(self, samples: Sequence[Sample]) -> None:
         """Learn of every sample what the process knows that passed it through the models.
 
         Credit is made from all of them: a whitening is over the whole step.
@@ -322,7 +261,7 @@ class Learner:
                 setattr(sample, name, row)
 
     @torch.no_grad()
-    def _note(self, micro_batch: _MicroBatch, with_values: bool = False) -> None:
+    def _note(self, micro_batch: MicroBatch, with_values: bool = False) -> None:
         """What must be known before the weights move."""
         batch = micro_batch.batch
         if not self._single:
@@ -332,18 +271,18 @@ class Learner:
         if self.critic is not None and (with_values or not self._single):
             self._note_values(micro_batch, self._values(self.critic, batch))
 
-    def _note_values(self, micro_batch: _MicroBatch, values_A: torch.Tensor) -> None:
+    def _note_values(self, micro_batch: MicroBatch, values_A: torch.Tensor) -> None:
         for sample, part in micro_batch.split(values_A):
             sample.old_values = part
 
-    def _set_credit(self, grouped: Sequence[Sequence[_Sample]]) -> None:
+    def _set_credit(self, grouped: Sequence[Sequence[Sample]]) -> None:
         evidence = [[self._evidence(sample) for sample in group] for group in grouped]
         credited = assign_credit(evidence, self._options, self.kl_coefficient)
         for group, credits in zip(grouped, credited, strict=True):
             for sample, credit in zip(group, credits, strict=True):
                 sample.advantages, sample.returns = credit.advantages_T, credit.returns_T
 
-    def _evidence(self, sample: _Sample) -> Evidence:
+    def _evidence(self, sample: Sample) -> Evidence:
         old_T = sample.old_logprobs
         if old_T is None:
             noted = sample.episode.logprobs
@@ -353,7 +292,7 @@ class Learner:
         )
 
     def _optimizer_step(
-        self, samples: Sequence[_Sample], micro_batches: Sequence[_MicroBatch]
+        self, samples: Sequence[Sample], micro_batches: Sequence[MicroBatch]
     ) -> Metrics:
         """One step on a mini-batch: all its samples, and those that teach as they are packed."""
         options = self._options
@@ -373,7 +312,7 @@ class Learner:
         return total(self._processes, totals) | self._apply()
 
     def _backward_values(
-        self, values_A: torch.Tensor, micro_batch: _MicroBatch, tokens: int
+        self, values_A: torch.Tensor, micro_batch: MicroBatch, tokens: int
     ) -> float:
         """Add the critic's gradients; returns this micro-batch's share of its loss."""
         if not micro_batch.samples:
@@ -386,7 +325,7 @@ class Learner:
         loss.backward()
         return float(loss.detach())
 
-    def _backward_policy(self, micro_batch: _MicroBatch, taught: int) -> Metrics:
+    def _backward_policy(self, micro_batch: MicroBatch, taught: int) -> Metrics:
         """Add the policy's gradients; returns this micro-batch's share of the step's metrics.
 
         Args:
