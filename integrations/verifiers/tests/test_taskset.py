@@ -116,8 +116,8 @@ def test_questions_are_searched_answered_and_scored(home: Path, model: str) -> N
 
 
 def test_a_failed_search_is_no_reward(home: Path, model: str) -> None:
-    traces = rollouts(home, model, SearchToolsetConfig(retriever="http://127.0.0.1:9/retrieve"))
-    for trace in traces:
+    nobody = SearchToolsetConfig(retriever="http://127.0.0.1:9/retrieve", seconds=1)
+    for trace in rollouts(home, model, nobody):
         assert trace.rewards["exact_match"] is None
         assert trace.last_error is not None
         assert "127.0.0.1:9" in trace.last_error.message

@@ -31,6 +31,10 @@ class SearchToolsetConfig(vf.ToolsetConfig):
     """A server of ``/retrieve``: searchrl's own, or Search-R1's."""
     key_variable: str | None = None
     """Environment variable with the server's API key."""
+    seconds: float = 60.0
+    """How long a search may take."""
+    outage: float = 600.0
+    """How long a search waits for a server that has gone down."""
     k: int = 3
     """Passages a search."""
 
@@ -68,7 +72,7 @@ def open_retriever(config: SearchToolsetConfig) -> Retriever:
         return open_index(config.index)
     assert config.retriever is not None
     key = os.environ[config.key_variable] if config.key_variable else None
-    return HttpRetriever(config.retriever, key)
+    return HttpRetriever(config.retriever, key, config.seconds, config.outage)
 
 
 if __name__ == "__main__":
