@@ -2,6 +2,7 @@
 # make test   formatting, types, unit tests, then the end-to-end pipeline tests
 # make test-verl, make test-trl, make test-vllm   the tests against verl, TRL and vLLM, each in an environment of its own
 # make test-verl-faults   runs of verl whose services, workers and machines are killed; Ray Serve
+# make test-verifiers   the taskset for verifiers, likewise
 # The first two create .venv and install what they need; nothing but Python >= 3.11 and make has to be there.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ OUT ?= runs/demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint unit pipeline test-verl test-verl-faults test-trl test-vllm clean
+.PHONY: demo test lint unit pipeline test-verl test-verl-faults test-trl test-vllm test-verifiers clean
 
 demo: .venv/searchrl
 	rm -rf $(OUT)
@@ -37,6 +38,15 @@ test-verl-faults: .venv-verl/ready
 
 test-trl: .venv-trl/ready
 	.venv-trl/bin/python -m pytest -q -W ignore tests/trl
+
+test-verifiers: .venv-verifiers/ready
+	.venv-verifiers/bin/python -m pytest -q -c /dev/null --rootdir=integrations/verifiers integrations/verifiers/tests
+
+.venv-verifiers/ready: pyproject.toml integrations/verifiers/pyproject.toml
+	test -x .venv-verifiers/bin/python || $(PYTHON) -m venv .venv-verifiers
+	.venv-verifiers/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --editable . --editable integrations/verifiers pytest
+	touch $@
 
 .venv-verl/ready .venv-trl/ready: .venv-%/ready: pyproject.toml
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
@@ -76,4 +86,4 @@ test-vllm: .venv-vllm/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-trl .venv-vllm build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-verl .venv-trl .venv-vllm .venv-verifiers build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

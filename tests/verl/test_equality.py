@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 from verl.utils.torch_functional import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
@@ -19,6 +20,7 @@ from verl.workers.config import ActorConfig
 
 from searchrl.distributed.trajectory import trajectories
 from searchrl.training.advantages import generalized_advantages, group_advantages, whiten
+from searchrl.training.importance import truncated_weights
 from searchrl.training.losses import kl_estimates, policy_losses, value_losses
 from tests.training_fixtures import episode, random_shape
 
@@ -149,6 +151,22 @@ def test_the_policy_loss_and_its_gradient(step: Step, low: float, high: float) -
     theirs.backward()
     ours.backward()
     torch.testing.assert_close(new.grad, again.grad, **CLOSE)
+
+
+def test_the_importance_cap_weighs_as_theirs_does(step: Step) -> None:
+    sampled, advantages = flat(step, 2) * 0.5 - 2, flat(step, 4)
+    old, new = sampled + 0.7 * flat(step, 3), sampled + 0.7 * flat(step, 7)
+    padded = torch.zeros_like(step.mask)
+    padded[step.mask.bool()] = old - sampled
+    weights, _ = compute_rollout_correction_weights(padded, step.mask, "token", 1.5)
+    importance = truncated_weights(old, sampled, 1.5)
+    assert 0 < int((importance >= 1.5).sum()) < len(importance)
+    torch.testing.assert_close(weights[step.mask.bool()], importance, **CLOSE)
+    config = ActorConfig(strategy="fsdp2", rollout_n=1, clip_ratio_c=1e9, use_dynamic_bsz=True)
+    rows = (step.row(old), step.row(new), step.row(advantages), step.mask, "token-mean", config)
+    theirs, _ = core_algos.compute_policy_loss_vanilla(*rows, weights)
+    ours = policy_losses(new, old, advantages, 0.2, 0.2) * importance
+    torch.testing.assert_close(theirs, ours.sum() / step.mask.sum(), **CLOSE)
 
 
 def test_the_value_loss(step: Step) -> None:
