@@ -1,16 +1,35 @@
-"""``searchrl serve``: an index as an HTTP service."""
+"""``searchrl serve``: an index, or search on the web, as an HTTP service."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from searchrl.cli.arguments import Device, Encoder, Index, need_packages
+from searchrl.cli.arguments import Device, Encoder, need_packages
+from searchrl.errors import InputError
+
+if TYPE_CHECKING:
+    from searchrl.serving.served import Served
+
+_CACHE = Path("web.sqlite")
+"""Where answers of the web are kept, unless ``--set cache`` says."""
 
 
 def command(
-    index: Index,
+    index: Annotated[Path | None, typer.Option(help="An index directory.")] = None,
+    web: Annotated[
+        str | None, typer.Option(help="A service that searches the web, instead of an index.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="key=value, a key of a web recipe's [retriever], as in --set per_second=5; "
+            "repeatable.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
     topk: Annotated[
@@ -37,22 +56,55 @@ def command(
         typer.Option(help="A cross-encoder to answer /rerank: a path or a hub name."),
     ] = None,
 ) -> None:
-    """Serve an index over HTTP, in the form that Search-R1's, s3's and verl's clients speak.
+    """Serve an index, or the web, over HTTP, as Search-R1's, s3's and verl's clients speak it.
 
     Example: searchrl serve --index indexes/wiki --port 8000
     """
     need_packages("serve", "granian", "msgspec", "prometheus_client")
     from searchrl.serving.gate import allowed_hosts
-    from searchrl.serving.server import Address, Served, serve
+    from searchrl.serving.server import Address, serve
     from searchrl.serving.settings import ServerSettings
 
     address = Address(host, port, workers)
-    settings = ServerSettings(
+    settings_of_server = ServerSettings(
         topk=topk,
         capacity=capacity,
         seconds=seconds,
         allowed_hosts=allowed_hosts(host, allow_host or (), guarded=key_variable is not None),
         key_variable=key_variable,
     )
-    served = Served(index, encoder, device, reranker)
-    serve(served, address, settings, lambda: typer.echo(f"serving {index} at {address.url}"))
+    served = _served(index, web, settings or [], encoder, device, reranker)
+    name = index or f"the web by {web}"
+    serve(
+        served, address, settings_of_server, lambda: typer.echo(f"serving {name} at {address.url}")
+    )
+
+
+def _served(
+    index: Path | None,
+    web: str | None,
+    overrides: list[str],
+    encoder: str | None,
+    device: str,
+    reranker: str | None,
+) -> Served:
+    """What the options name.
+
+    Raises:
+        InputError: neither or both of index and web, or an option of the other.
+    """
+    from searchrl.recipe import web_options
+    from searchrl.serving.served import ServedIndex, ServedWeb
+
+    if (index is None) == (web is None):
+        raise InputError("serve: give either --index DIR or --web SERVICE")
+    if index is not None:
+        if overrides:
+            raise InputError(f"--set {overrides[0]}: goes with --web; an index has its settings")
+        return ServedIndex(path=index, encoder=encoder, device=device, reranker=reranker)
+    assert web is not None, "one of the two is given"
+    if encoder is not None:
+        raise InputError(f"--encoder {encoder}: goes with --index; the web has no vectors")
+    return ServedWeb(
+        options=web_options(web, overrides), cache=_CACHE, device=device, reranker=reranker
+    )

@@ -1,4 +1,4 @@
-"""A server for an index: worker processes under Granian, started and stopped together.
+"""A server for an index or the web: worker processes under Granian, started and stopped together.
 
 Each worker maps the index's arrays from the same files, so the machine holds them once. What can be
 known to be wrong is refused before anything is bound; an index that turns out to be damaged stops
@@ -18,24 +18,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from searchrl.errors import InfrastructureError, InputError, SearchRLError
-from searchrl.retrieval.encoder import Runtime
-from searchrl.retrieval.index import open_index, read_about
-from searchrl.retrieval.options import RerankOptions
-from searchrl.retrieval.rerank import CrossEncoder, load_cross_encoder
 from searchrl.serving.gate import check_exposure
+from searchrl.serving.served import Served
 from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings
 from searchrl.transport.keys import read_key
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
 
-    from searchrl.retrieval.protocol import Retriever
     from searchrl.serving.app import RetrieverApp
-    from searchrl.serving.backend import Advance
 
 _BACKLOG = 4_096
 _SECONDS_TO_FINISH = 10
@@ -56,51 +50,23 @@ class Address:
         return f"http://{host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What each worker process opens.
-
-    Attributes:
-        index: the index directory.
-        encoder: where its encoder lies now, if it was moved.
-        device: where vectors, and the reranker, are computed.
-        reranker: the cross-encoder behind ``/rerank``; ``None`` for a server without.
-    """
-
-    index: Path
-    encoder: str | None = None
-    device: str = "cpu"
-    reranker: str | None = None
-
-    def open(self, advance: Advance) -> Retriever:
-        """The retriever over the index."""
-        return open_index(
-            self.index, encoder=self.encoder, runtime=Runtime(self.device), advance=advance
-        )
-
-    def open_reader(self) -> CrossEncoder:
-        """The cross-encoder."""
-        assert self.reranker is not None, "asked for only where there is one"
-        return load_cross_encoder(RerankOptions(model=self.reranker, device=self.device))
-
-
 def serve(
     served: Served, address: Address, settings: ServerSettings, started: Callable[[], None]
 ) -> None:
-    """Serve an index until a signal ends it.
+    """Serve until a signal ends it.
 
     Args:
-        served: the index, and what goes with it.
+        served: the index or the web, and what goes with it.
         address: where to listen.
         settings: limits and the name of the key's variable.
         started: called when clients may come.
 
     Raises:
-        InputError: no index there or a damaged one, an address that others can reach without a
+        InputError: nothing there that can be opened, an address that others can reach without a
             key, an empty key, or an address that cannot be bound.
         InfrastructureError: worker processes ended by themselves, one after the other.
     """
-    read_about(served.index)
+    served.check(address.workers)
     check_exposure(address.host, guarded=settings.key_variable is not None)
     _key(settings)
     _check_address(address)
