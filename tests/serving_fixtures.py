@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -69,3 +69,8 @@ def ask(application: RetrieverApp, script: Callable[[httpx2.AsyncClient], Awaita
             return await script(client)
 
     return asyncio.run(run())
+
+
+def ids(rows: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """The ids in a result of ``/retrieve``, with scores or without."""
+    return [[item.get("document", item)["id"] for item in row] for row in rows]

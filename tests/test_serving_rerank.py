@@ -15,7 +15,7 @@ from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.index import build_index
 from searchrl.retrieval.rerank import CrossEncoder
 from searchrl.serving.app import RetrieverApp
-from searchrl.serving.server import IndexOnDisk
+from searchrl.serving.served import IndexOnDisk
 from searchrl.serving.settings import MAX_PAIRS, ServerSettings
 from tests.encoders import write_encoder
 from tests.serving_fixtures import app, ask, corpus
@@ -119,9 +119,9 @@ def test_a_server_without_a_reranker_has_no_such_path() -> None:
 def test_what_a_worker_opens_with_a_reranker(tmp_path: Path) -> None:
     build_index(corpus(), tmp_path / "index")
     model = write_encoder(tmp_path / "reranker", labels=1)
-    served = IndexOnDisk(str(model), index=tmp_path / "index")
+    served = IndexOnDisk(index=tmp_path / "index", reranker=str(model))
     [hits] = asyncio.run(served.open(lambda _: None).search(["Chur"], 9))
     assert len(hits) == 5
     assert len(served.open_reader().score([("a", "b")])) == 1
     with pytest.raises(InputError, match="reranker"):
-        IndexOnDisk(str(tmp_path / "absent"), index=tmp_path / "index").open_reader()
+        IndexOnDisk(index=tmp_path / "index", reranker=str(tmp_path / "absent")).open_reader()

@@ -1,17 +1,24 @@
-"""What ``searchrl serve`` refuses before anything is bound."""
+"""What ``searchrl serve`` serves, and what it refuses before anything is bound."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
+from searchrl.recipe_file import web_options
 from searchrl.retrieval.index import build_index
+from searchrl.serving.app import RetrieverApp
+from searchrl.serving.served import Web
 from searchrl.serving.server import Address
+from searchrl.serving.settings import ServerSettings
 from tests.command_line import refused
-from tests.serving_fixtures import corpus
+from tests.local_server import local_server
+from tests.serving_fixtures import ask, corpus
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +76,52 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
     assert "no index directory there" in refused("serve", "--index", tmp_path / "absent")
     (tmp_path / "file").write_text("")
     assert "manifest.json" in refused("serve", "--index", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ((), "one of --index DIR, --shard URL"),
+        (("--index", "x", "--web", "serper"), "one of --index DIR, --shard URL"),
+        (("--index", "x", "--set", "per_second=1"), "--set per_second=1: goes with --web"),
+        (("--web", "serper", "--encoder", "x"), "--encoder x: goes with --index"),
+        (("--web", "bing"), "web options: provider"),
+        (("--web", "serper", "--set", "depth=3"), "web options: depth"),
+        (("--web", "serper"), "SERPER_API_KEY"),
+        (("--web", "serper", "--workers", "2"), "--workers 2: the web is served by one process"),
+    ],
+)
+def test_what_can_be_neither_index_nor_web_is_refused(
+    options: Sequence[str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SERPER_API_KEY", raising=False)
+    assert complaint in refused("serve", *options)
+
+
+def test_the_web_is_served_in_the_form_of_an_index(tmp_path: Path) -> None:
+    found = [{"url": "https://e.test/1", "title": "Chur", "content": "Chur is old."}]
+
+    async def script(client: httpx2.AsyncClient) -> Any:
+        body = {"queries": ["how old is Chur"], "topk": 3, "return_scores": True}
+        return (await client.post("/retrieve", json=body)).json()
+
+    with local_server() as engine:
+        engine.answer = lambda asked: (
+            200, {"results": found if asked.params["pageno"] == "1" else []}
+        )  # fmt: skip
+        options = web_options("searxng", [f"url={engine.url}"])
+        web = Web(options=options, cache=tmp_path / "web.sqlite")
+        answer = ask(RetrieverApp(web.open, ServerSettings()), script)
+    assert answer == {
+        "result": [
+            [
+                {
+                    "document": {
+                        "id": "https://e.test/1", "contents": '"Chur"\nChur is old.',
+                        "title": "Chur", "text": "Chur is old.",
+                    },
+                    "score": 1.0,
+                }
+            ]
+        ]
+    }  # fmt: skip

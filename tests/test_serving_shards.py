@@ -16,7 +16,7 @@ from searchrl.retrieval.sharded import ShardedRetriever
 from searchrl.retrieval.shards import Shard
 from searchrl.serving.app import RetrieverApp
 from searchrl.serving.client import HttpRetriever
-from searchrl.serving.server import IndexOnDisk
+from searchrl.serving.served import IndexOnDisk
 from searchrl.serving.settings import ServerSettings
 from searchrl.serving.shards import check_shards
 from searchrl.serving.wire import ServedIndex, ServedShard
@@ -50,10 +50,12 @@ def test_what_does_not_belong_together_is_refused(second: ServedIndex | None, sa
 
 def test_one_of_index_and_shards(tmp_path: Path) -> None:
     both = ("--index", tmp_path, "--shard", "http://a")
-    for arguments in ((), both, ("--shard", "http://a", "--encoder", tmp_path)):
-        assert "not both" in refused("serve", *arguments)
+    for arguments in ((), both):
+        assert "one of --index" in refused("serve", *arguments)
+    encoder = ("--shard", "http://a", "--encoder", tmp_path)
+    assert "--encoder" in refused("serve", *encoder)
     key = ("--shard-key-variable", "SHARD_KEY")
-    assert "not both" in refused("serve", "--index", tmp_path, *key)
+    assert "goes with --shard" in refused("serve", "--index", tmp_path, *key)
     assert "SHARD_KEY" in refused("serve", "--shard", "http://a", *key)
 
 

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from searchrl.errors import InputError
 from searchrl.recipe import Recipe
 from searchrl.retrieval.options import KINDS, AnyIndexOptions, IndexOptions
+from searchrl.retrieval.web.options import WebOptions
 
 SHIPPED = Path(__file__).parent / "recipes"
 _VARIANTS = frozenset(
@@ -53,14 +54,26 @@ def index_options(values: Mapping[str, Any], overrides: Sequence[str]) -> IndexO
     Raises:
         InputError: a key does not go with the kind or is missing, or a value does not fit.
     """
-    chosen = dict(values)
-    for override in overrides:
-        _apply(chosen, override)
     try:
-        options: IndexOptions = TypeAdapter(AnyIndexOptions).validate_python(chosen)
+        options: IndexOptions = TypeAdapter(AnyIndexOptions).validate_python(
+            _overridden(values, overrides)
+        )
     except ValidationError as error:
         raise InputError(f"index options: {_explain(error.errors())}") from error
     return options
+
+
+def web_options(provider: str, overrides: Sequence[str]) -> WebOptions:
+    """The options of search on the web, as a command gives them; see ``index_options``.
+
+    Raises:
+        InputError: there is no such provider or key, or a value does not fit.
+    """
+    values = {"kind": "web", "provider": provider}
+    try:
+        return WebOptions.model_validate(_overridden(values, overrides))
+    except ValidationError as error:
+        raise InputError(f"web options: {_explain(error.errors())}") from error
 
 
 def recipe_path(source: str) -> Path:
@@ -96,6 +109,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a table of sections")
     return values
+
+
+def _overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    chosen = dict(values)
+    for override in overrides:
+        _apply(chosen, override)
+    return chosen
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -1,4 +1,4 @@
-"""``searchrl serve``: an index, or the shards of one, as an HTTP service."""
+"""``searchrl serve``: an index, the shards of one, or search on the web, as an HTTP service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from searchrl.cli.arguments import Device, Encoder, need_packages
 from searchrl.errors import InputError
 
 if TYPE_CHECKING:
-    from searchrl.serving.server import Served
+    from searchrl.serving.served import Served
+
+_CACHE = Path("web.sqlite")
+"""Where answers of the web are kept, unless ``--set cache`` says."""
 
 
 def command(
@@ -21,6 +24,17 @@ def command(
         list[str] | None,
         typer.Option(
             help="Instead of an index: the address of a server of one of its shards; repeatable."
+        ),
+    ] = None,
+    web: Annotated[
+        str | None, typer.Option(help="A service that searches the web, instead of an index.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="key=value, a key of a web recipe's [retriever], as in --set per_second=5; "
+            "repeatable.",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -52,7 +66,7 @@ def command(
         typer.Option(help="A cross-encoder to answer /rerank: a path or a hub name."),
     ] = None,
 ) -> None:
-    """Serve an index over HTTP, in the form that Search-R1's, s3's and verl's clients speak.
+    """Serve an index, or the web, over HTTP, as Search-R1's, s3's and verl's clients speak it.
 
     With --shard, this server asks all shards of a corpus and merges what they find.
 
@@ -64,41 +78,65 @@ def command(
     from searchrl.serving.settings import ServerSettings
 
     address = Address(host, port, workers)
-    settings = ServerSettings(
+    settings_of_server = ServerSettings(
         topk=topk,
         capacity=capacity,
         seconds=seconds,
         allowed_hosts=allowed_hosts(host, allow_host or (), guarded=key_variable is not None),
         key_variable=key_variable,
     )
-    served = _served(index, shard or (), encoder, shard_key_variable, reranker, device, seconds)
-    name = index or f"{len(shard or ())} shards"
-    serve(served, address, settings, lambda: typer.echo(f"serving {name} at {address.url}"))
+    served = _served(
+        index,
+        shard or (),
+        web,
+        settings or (),
+        encoder,
+        shard_key_variable,
+        reranker,
+        device,
+        seconds,
+    )
+    name = index or (f"the web by {web}" if web else f"{len(shard or ())} shards")
+    serve(
+        served, address, settings_of_server, lambda: typer.echo(f"serving {name} at {address.url}")
+    )
 
 
 def _served(
     index: Path | None,
     shards: Sequence[str],
+    web: str | None,
+    overrides: Sequence[str],
     encoder: str | None,
     shard_key_variable: str | None,
     reranker: str | None,
     device: str,
     seconds: float,
 ) -> Served:
-    """What the options ask for.
+    """What the options name.
 
     Raises:
-        InputError: they ask for two things, or none.
+        InputError: they name several things or none, or an option goes with another one.
     """
-    from searchrl.serving.server import IndexOnDisk, RemoteShards
+    from searchrl.recipe_file import web_options
+    from searchrl.serving.served import IndexOnDisk, RemoteShards, Web
 
-    if index is not None and not shards and shard_key_variable is None:
-        return IndexOnDisk(reranker, device, index=index, encoder=encoder)
-    if shards and index is None and encoder is None:
+    if sum((index is not None, bool(shards), web is not None)) != 1:
+        raise InputError("serve: give one of --index DIR, --shard URL (repeatable), --web SERVICE")
+    if encoder is not None and index is None:
+        raise InputError(f"--encoder {encoder}: goes with --index, which alone has vectors here")
+    if shard_key_variable is not None and not shards:
+        raise InputError(f"--shard-key-variable {shard_key_variable}: goes with --shard")
+    if overrides and web is None:
+        raise InputError(f"--set {overrides[0]}: goes with --web; an index has its settings")
+    if index is not None:
+        return IndexOnDisk(index=index, encoder=encoder, device=device, reranker=reranker)
+    if web is None:
         return RemoteShards(
-            reranker, device, urls=shards, seconds=seconds, key_variable=shard_key_variable
+            urls=shards,
+            seconds=seconds,
+            key_variable=shard_key_variable,
+            device=device,
+            reranker=reranker,
         )
-    raise InputError(
-        "serve: name an index (--index, --encoder) or the servers of its shards (--shard, "
-        "--shard-key-variable), not both"
-    )
+    return Web(options=web_options(web, overrides), cache=_CACHE, device=device, reranker=reranker)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from searchrl.errors import IntegrityError
 
 _BUFFER = 1 << 20
+_BLOCK = 1 << 20
+WORD_BYTES = 8
 
 
 class ByteStringsWriter:
@@ -77,6 +79,24 @@ class ByteStrings:
             values.append(bytes(self._view[place:end]))
             place = end
         return values
+
+
+def eight_bytes(
+    text: npt.NDArray[np.uint8],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    place: int,
+) -> npt.NDArray[np.uint64]:
+    """Bytes ``place`` to ``place + 8`` of every string as a number, zeros after its end."""
+    keys = np.empty(len(starts), np.uint64)
+    columns = np.arange(place, place + WORD_BYTES)
+    for start in range(0, len(starts), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        at = starts[block, None] + columns
+        inside = columns < lengths[block, None]
+        letters = np.where(inside, text[np.minimum(at, len(text) - 1)], 0).astype(np.uint8)
+        keys[block] = letters.view(">u8")[:, 0]
+    return keys
 
 
 def _map(path: Path, dtype: Any) -> npt.NDArray[Any]:

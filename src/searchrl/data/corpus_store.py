@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter
+from searchrl.data.byte_strings import WORD_BYTES, ByteStrings, ByteStringsWriter, eight_bytes
 from searchrl.data.jsonl import read_jsonl
 from searchrl.data.passages import Passage, stream_corpus
 from searchrl.data.storage import atomic_directory, read_manifest
@@ -29,7 +29,6 @@ FORM = 1
 KIND = "corpus"
 MAX_PASSAGES = 2**31 - 1
 _FIELDS = 3
-_KEY_BYTES = 8
 _BLOCK = 1 << 20
 _STRINGS, _ORDER, _RANKS = "passages", "order.npy", "ranks.npy"
 
@@ -141,36 +140,18 @@ def _sort_ids(strings: ByteStrings, corpus: Path | Iterable[Passage]) -> npt.NDA
     starts = np.concatenate([np.zeros(1, np.int64), strings.ends[_FIELDS - 1 : -1 : _FIELDS]])
     lengths = strings.ends[::_FIELDS] - starts
     order = np.argsort(lengths, kind="stable")
-    places = range(0, int(lengths.max(initial=0)), _KEY_BYTES)
+    places = range(0, int(lengths.max(initial=0)), WORD_BYTES)
     for place in reversed(places):
-        keys = _keys(strings.bytes, starts, lengths, place)[order]
+        keys = eight_bytes(strings.bytes, starts, lengths, place)[order]
         order = order[np.argsort(keys, kind="stable")]
     same = lengths[order[1:]] == lengths[order[:-1]]
     for place in places:
-        keys = _keys(strings.bytes, starts, lengths, place)[order]
+        keys = eight_bytes(strings.bytes, starts, lengths, place)[order]
         same &= keys[1:] == keys[:-1]
     if same.any():
         at = int(np.flatnonzero(same)[0])
         _refuse_repeated(_decode(strings[_FIELDS * int(order[at])]), order[at : at + 2], corpus)
     return order.astype(np.int32)
-
-
-def _keys(
-    text: npt.NDArray[np.uint8],
-    starts: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    place: int,
-) -> npt.NDArray[np.uint64]:
-    """Bytes ``place`` to ``place + 8`` of every id as a number, zeros after its end."""
-    keys = np.empty(len(starts), np.uint64)
-    columns = np.arange(place, place + _KEY_BYTES)
-    for start in range(0, len(starts), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        at = starts[block, None] + columns
-        inside = columns < lengths[block, None]
-        letters = np.where(inside, text[np.minimum(at, len(text) - 1)], 0).astype(np.uint8)
-        keys[block] = letters.view(">u8")[:, 0]
-    return keys
 
 
 def _refuse_repeated(

@@ -15,14 +15,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from searchrl.data.corpus import Corpus, MemoryCorpus
 from searchrl.data.corpus_store import Progress, silent
 from searchrl.data.passages import Passage
 from searchrl.errors import InputError
 from searchrl.retrieval.analysis import EnglishAnalyzer
+from searchrl.retrieval.maxscore import Accumulator, added_up
 from searchrl.retrieval.postings import Postings, WordStatistics, write_postings
 from searchrl.retrieval.protocol import IndexRetriever, Ranking
-from searchrl.retrieval.ranking import best_rows
+from searchrl.retrieval.ranking import best_rows, in_order
+
+SMALL = 20_000
+"""In so few passages it takes longer to see which could be among the best than to score all."""
 
 
 class Bm25Retriever(IndexRetriever):
@@ -53,6 +59,7 @@ class Bm25Retriever(IndexRetriever):
     def _set(self, corpus: Corpus, postings: Postings) -> None:
         self.corpus = corpus
         self._postings = postings
+        self._accumulator = Accumulator(len(corpus))
         self._analyzer = EnglishAnalyzer()
 
     def rank(self, queries: Sequence[str], k: int) -> list[Ranking]:
@@ -60,7 +67,16 @@ class Bm25Retriever(IndexRetriever):
         return [self._rank(query, k) for query in queries]
 
     def _rank(self, query: str, k: int) -> Ranking:
-        scores = self._postings.scores(self._analyzer.words(query), len(self.corpus))
+        words = self._analyzer.words(query)
+        terms = self._postings.terms(words)
+        rows = None
+        if len(self.corpus) > SMALL and terms:
+            rows = self._accumulator.candidates(terms, k)
+        if rows is not None:
+            found = added_up(terms, rows)
+            best = in_order(np.arange(len(rows)), found, self.corpus.ranks[rows])[:k]
+            return Ranking(rows[best], found[best])
+        scores = self._postings.scores(words, len(self.corpus))
         rows = best_rows(scores, self.corpus.ranks, k)
         return Ranking(rows, scores[rows])
 

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter
+from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter, eight_bytes
 from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
 from searchrl.data.passages import Passage
 from searchrl.errors import IntegrityError
 from searchrl.retrieval.analysis import EnglishAnalyzer
+from searchrl.retrieval.maxscore import TermPostings
 
 _WEIGHTS, _ROWS, _STARTS, _TERMS = "weights.npy", "rows.npy", "starts.npy", "terms"
 _SPOOL = "spool.tmp"
@@ -84,18 +85,39 @@ class Postings:
         ):
             raise IntegrityError(f"{directory}: its arrays differ in length; build it again")
 
+        lengths = np.diff(self._terms.ends, prepend=0)
+        # Most words differ in their first eight bytes, and comparing numbers is quick.
+        self._starts_of_terms = eight_bytes(
+            self._terms.bytes, self._terms.ends - lengths, lengths, 0
+        )
+
     def scores(self, terms: Sequence[str], passages: int) -> npt.NDArray[np.float32]:
         """Sums of weights, shape ``(passages,)``; a term that comes twice counts twice."""
         scores = np.zeros(passages, np.float32)
-        for term in terms:
-            postings = self._of(_encode(term))
+        for postings in self._places(terms):
             # A row stands once among the postings of a term, so no addition is lost.
             scores[self.rows[postings]] += self.weights[postings]
         return scores
 
-    def _of(self, term: bytes) -> slice:
-        number = bisect_left(self._terms, term)
-        if number == len(self._terms) or self._terms[number] != term:
+    def terms(self, terms: Sequence[str]) -> list[TermPostings]:
+        """The postings of the terms that any passage holds; a term that comes twice, twice."""
+        return [
+            TermPostings(self.rows[place], self.weights[place])
+            for place in self._places(terms)
+            if place.stop > place.start
+        ]
+
+    def _places(self, terms: Sequence[str]) -> list[slice]:
+        """Where the postings of each term lie; nowhere for one that no passage holds."""
+        encoded = [_encode(term) for term in terms]
+        keys = np.array([int.from_bytes(term[:8].ljust(8, b"\0"), "big") for term in encoded], "u8")
+        first = np.searchsorted(self._starts_of_terms, keys).tolist()
+        last = np.searchsorted(self._starts_of_terms, keys, side="right").tolist()
+        return [self._of(*each) for each in zip(encoded, first, last, strict=True)]
+
+    def _of(self, term: bytes, first: int, last: int) -> slice:
+        number = bisect_left(self._terms, term, first, last)
+        if number == last or self._terms[number] != term:
             return slice(0, 0)
         return slice(int(self.starts[number]), int(self.starts[number + 1]))
 

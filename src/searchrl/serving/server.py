@@ -1,4 +1,4 @@
-"""A server for an index or for its shards: worker processes, started and stopped together.
+"""A server for an index, its shards or the web: worker processes, started and stopped together.
 
 Each worker maps the index's arrays from the same files, so the machine holds them once. What can be
 known to be wrong is refused before anything is bound; an index that turns out to be damaged stops
@@ -14,30 +14,22 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from searchrl.errors import InfrastructureError, InputError, SearchRLError
-from searchrl.retrieval.encoder import Runtime
-from searchrl.retrieval.index import open_index, read_about
-from searchrl.retrieval.options import RerankOptions
-from searchrl.retrieval.rerank import CrossEncoder, load_cross_encoder
-from searchrl.retrieval.shards import set_of
 from searchrl.serving.gate import check_exposure
+from searchrl.serving.served import Served
 from searchrl.serving.settings import METRICS_DIRECTORY, ServerSettings
 from searchrl.transport.keys import read_key
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
 
-    from searchrl.retrieval.protocol import Retriever
     from searchrl.serving.app import RetrieverApp
-    from searchrl.serving.backend import Advance
-    from searchrl.serving.wire import ServedIndex
 
 _BACKLOG = 4_096
 _SECONDS_TO_FINISH = 10
@@ -58,134 +50,23 @@ class Address:
         return f"http://{host}:{self.port}"
 
 
-class Served(Protocol):
-    """What each worker process opens."""
-
-    @property
-    def reranker(self) -> str | None:
-        """The cross-encoder behind ``/rerank``; ``None`` for a server without."""
-        ...
-
-    def check(self) -> None:
-        """Refuse what can be known to be wrong before anything is bound.
-
-        Raises:
-            InputError: something is.
-        """
-        ...
-
-    def open(self, advance: Advance) -> Retriever:
-        """The retriever."""
-        ...
-
-    def open_reader(self) -> CrossEncoder:
-        """The cross-encoder."""
-        ...
-
-    def describe(self) -> ServedIndex | None:
-        """The index; ``None`` where there is none on this machine."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Reranking:
-    """A cross-encoder beside the retriever.
-
-    Attributes:
-        reranker: a path or a hub name; ``None`` for none.
-        device: where it, and vectors, are computed.
-    """
-
-    reranker: str | None = None
-    device: str = "cpu"
-
-    def open_reader(self) -> CrossEncoder:
-        """The cross-encoder."""
-        assert self.reranker is not None, "asked for only where there is one"
-        return load_cross_encoder(RerankOptions(model=self.reranker, device=self.device))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexOnDisk(_Reranking):
-    """An index directory of this machine.
-
-    Attributes:
-        index: the directory.
-        encoder: where its encoder lies now, if it was moved.
-    """
-
-    index: Path
-    encoder: str | None = None
-
-    def check(self) -> None:
-        """See ``Served.check``."""
-        read_about(self.index)
-
-    def open(self, advance: Advance) -> Retriever:
-        """See ``Served.open``."""
-        return open_index(
-            self.index, encoder=self.encoder, runtime=Runtime(self.device), advance=advance
-        )
-
-    def describe(self) -> ServedIndex:
-        """See ``Served.describe``."""
-        from searchrl.serving.wire import ServedIndex, ServedShard
-
-        about = read_about(self.index)
-        cut = about.get("shard")
-        shard = None if cut is None else ServedShard(cut["number"], cut["of"], set_of(about))
-        return ServedIndex(about["kind"], about["passages"], shard)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteShards(_Reranking):
-    """The shards of a corpus, served elsewhere.
-
-    Attributes:
-        urls: of their servers.
-        seconds: how long one may take to answer a search.
-        key_variable: environment variable with their API key.
-    """
-
-    urls: Sequence[str]
-    seconds: float
-    key_variable: str | None = None
-
-    def check(self) -> None:
-        """See ``Served.check``."""
-        self._key()
-
-    def open(self, advance: Advance) -> Retriever:
-        """See ``Served.open``."""
-        from searchrl.serving.shards import open_shards
-
-        return open_shards(self.urls, self._key(), self.seconds)
-
-    def describe(self) -> None:
-        """See ``Served.describe``."""
-        return
-
-    def _key(self) -> str | None:
-        return read_key(self.key_variable, "--shard-key-variable")
-
-
 def serve(
     served: Served, address: Address, settings: ServerSettings, started: Callable[[], None]
 ) -> None:
     """Serve until a signal ends it.
 
     Args:
-        served: an index or the shards of one.
+        served: an index, the shards of one, or the web.
         address: where to listen.
         settings: limits and the name of the key's variable.
         started: called when clients may come.
 
     Raises:
-        InputError: no index there or a damaged one, an address that others can reach without a
+        InputError: nothing there that can be opened, an address that others can reach without a
             key, an empty key, or an address that cannot be bound.
         InfrastructureError: worker processes ended by themselves, one after the other.
     """
-    served.check()
+    served.check(address.workers)
     check_exposure(address.host, guarded=settings.key_variable is not None)
     _key(settings)
     _check_address(address)

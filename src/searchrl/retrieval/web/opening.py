@@ -51,7 +51,7 @@ def open_web(
     provider = _provider(options)
     if provider.notice is not None:
         _log.warning(provider.notice)
-    key = read_key(options.key_variable or provider.key_variable, "retriever.key_variable")
+    key = web_key(options)
     service = Service(
         options.url or provider.url,
         None if key is None else provider.credential(key),
@@ -68,6 +68,16 @@ def open_web(
             fetcher or Fetcher(), store, options.page_characters, options.concurrency
         )
     return WebRetriever(provider, service, store, reader, options.max_requests)
+
+
+def web_key(options: WebOptions) -> str | None:
+    """The key that the provider asks for, ``None`` where it asks for none.
+
+    Raises:
+        InputError: the variable that should hold it does not.
+    """
+    variable = options.key_variable or _provider(options).key_variable
+    return read_key(variable, "retriever.key_variable")
 
 
 def _provider(options: WebOptions) -> Provider:
