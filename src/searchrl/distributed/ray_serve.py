@@ -85,6 +85,7 @@ class Front:
         self._handles = shards
         self._retriever = ShardedRetriever({n: DeployedShard(h) for n, h in shards.items()})
         self._decoder = msgspec.json.Decoder(wire.RetrieveRequest)
+        self._topk = ServerSettings().topk
         self._opening = asyncio.Lock()
         self._opened = False
 
@@ -102,7 +103,7 @@ class Front:
         queries = [asked.queries] if isinstance(asked.queries, str) else asked.queries
         try:
             await self._check()
-            hits = await self._retriever.search(queries, wire.limit(asked) or ServerSettings.topk)
+            hits = await self._retriever.search(queries, wire.limit(asked) or self._topk)
         except InfrastructureError as error:
             return _refusal(503, str(error))
         return _reply(200, wire.retrieve_answer(hits, asked.return_scores))
