@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx2
 import pytest
 
 from searchrl.agents.agent import Draw
@@ -18,6 +19,9 @@ from searchrl.errors import InfrastructureError, InputError
 from searchrl.models.local import LocalModel
 from searchrl.models.protocol import Completion, Sampling, StopReason
 from searchrl.retrieval.protocol import Hit
+from searchrl.serving.client import HttpRetriever
+from searchrl.transport.errors import UnavailableError
+from tests.fake_time import run_fast
 from tests.fakes import FailingRetriever, ListRetriever, passages
 
 DEFAULTS = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
@@ -191,3 +195,28 @@ def test_a_failed_call_fails_its_searches_and_no_later_one() -> None:
     assert isinstance(first, InfrastructureError)
     assert isinstance(second, InfrastructureError)
     assert len(third[0]) == 1
+
+
+def test_a_lone_search_outlasts_an_outage() -> None:
+    """Its client alone would give up after four tries, in which a breaker sees no outage yet."""
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if 0 < asyncio.get_running_loop().time() < 45:
+            raise httpx2.ConnectError("refused")
+        row = [{"document": {"id": "a", "contents": "a"}, "score": 1.0}]
+        return httpx2.Response(200, json={"result": [row]})
+
+    async def search(gathered: bool) -> list[list[Hit]]:
+        client = HttpRetriever(
+            "http://r.test/retrieve", cache=0, transport=httpx2.MockTransport(answer)
+        )
+        await client.search(["before"], 1)
+        await asyncio.sleep(1)
+        retriever = GatheringRetriever(client) if gathered else client
+        return await retriever.search(["during"], 1)
+
+    [[hit]], seconds = run_fast(search(gathered=True))
+    assert hit.passage.id == "a"
+    assert 44 < seconds < 60
+    with pytest.raises(UnavailableError):
+        run_fast(search(gathered=False))

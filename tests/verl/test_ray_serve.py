@@ -43,6 +43,11 @@ def test_lists_are_those_of_one_index(served: tuple[str, IndexRetriever]) -> Non
     queries = ["Who directed it?", *(whole.corpus[row].title for row in range(0, 150, 30))]
     expected = asyncio.run(whole.search(queries, 7))
     assert asyncio.run(HttpRetriever(url).search(queries, 7)) == expected
+    plain = httpx2.post(url, json={"queries": queries[1]}, timeout=60).json()
+    [[*three]] = asyncio.run(whole.search(queries[1:2], 3))
+    assert [[item["id"] for item in row] for row in plain["result"]] == [
+        [hit.passage.id for hit in three]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from searchrl.retrieval.index import open_index
 from searchrl.retrieval.protocol import Hit
 from searchrl.retrieval.sharded import ShardedRetriever
 from searchrl.serving import wire
-from searchrl.serving.served import IndexOnDisk
+from searchrl.serving.server import IndexOnDisk
 from searchrl.serving.settings import MAX_BODY, ServerSettings
 from searchrl.serving.shards import check_shards
 
@@ -85,6 +85,7 @@ class Front:
         self._handles = shards
         self._retriever = ShardedRetriever({n: DeployedShard(h) for n, h in shards.items()})
         self._decoder = msgspec.json.Decoder(wire.RetrieveRequest)
+        self._topk = ServerSettings().topk
         self._opening = asyncio.Lock()
         self._opened = False
 
@@ -102,7 +103,7 @@ class Front:
         queries = [asked.queries] if isinstance(asked.queries, str) else asked.queries
         try:
             await self._check()
-            hits = await self._retriever.search(queries, wire.limit(asked) or ServerSettings().topk)
+            hits = await self._retriever.search(queries, wire.limit(asked) or self._topk)
         except InfrastructureError as error:
             return _refusal(503, str(error))
         return _reply(200, wire.retrieve_answer(hits, asked.return_scores))
