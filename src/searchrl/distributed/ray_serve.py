@@ -26,7 +26,7 @@ from searchrl.retrieval.index import open_index
 from searchrl.retrieval.protocol import Hit
 from searchrl.retrieval.sharded import ShardedRetriever
 from searchrl.serving import wire
-from searchrl.serving.server import IndexOnDisk
+from searchrl.serving.served import IndexOnDisk
 from searchrl.serving.settings import MAX_BODY, ServerSettings
 from searchrl.serving.shards import check_shards
 
