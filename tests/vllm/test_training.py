@@ -37,12 +37,13 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 def test_rewards_are_those_of_rollouts_in_process(tmp_path: Path) -> None:
     theirs, ours = trained(tmp_path / "vllm", "vllm"), trained(tmp_path / "native", "native")
-    # 96 episodes each, of the same questions; standard errors are near 0.03.
-    assert mean(theirs, "reward/mean") == pytest.approx(mean(ours, "reward/mean"), abs=0.1)
+    # 96 episodes each, worth 0 or 1, of the same questions: the difference has a standard error
+    # of 0.07.
+    assert mean(theirs, "reward/mean") == pytest.approx(mean(ours, "reward/mean"), abs=0.2)
     assert mean(theirs, "entropy") == pytest.approx(mean(ours, "entropy"), rel=0.3)
     for row in theirs:
         assert row["sync/mismatch"] < 1e-5
-        assert 0 <= row["mismatch_kl"] < 1e-8
+        assert abs(row["mismatch_kl"]) < 1e-8
         assert row["skipped_updates"] == 0
     assert "sync/mismatch" not in ours[0]
     # Each step was sampled with the weights of the step before.
