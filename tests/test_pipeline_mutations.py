@@ -9,13 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from searchrl.data.jsonl import write_jsonl
 from searchrl.data.passages import read_corpus
@@ -29,6 +30,15 @@ pytestmark = pytest.mark.pipeline
 _CAP = 4 << 30
 _MUTANTS = 100
 Read = Callable[[], object]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A child must not need a pool of threads that only its parent has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def mutated(data: bytes, draw: np.random.Generator) -> bytes:
