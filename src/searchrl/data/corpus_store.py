@@ -22,7 +22,7 @@ import numpy.typing as npt
 from searchrl.data.byte_strings import WORD_BYTES, ByteStrings, ByteStringsWriter, eight_bytes
 from searchrl.data.jsonl import read_jsonl
 from searchrl.data.passages import Passage, stream_corpus
-from searchrl.data.storage import atomic_directory, read_manifest
+from searchrl.data.storage import ARRAY_ERRORS, atomic_directory, read_manifest
 from searchrl.errors import InputError, IntegrityError
 
 FORM = 1
@@ -173,7 +173,7 @@ def _line_of(corpus: Path, row: int) -> int:
 def _load(path: Path) -> npt.NDArray[np.int32]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except ARRAY_ERRORS as error:
         raise IntegrityError(f"{path}: cannot be read ({error}); build it again") from error
     if array.ndim != 1 or array.dtype != np.int32:
         raise IntegrityError(f"{path}: no list of rows; build it again")

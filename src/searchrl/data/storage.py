@@ -20,11 +20,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 from searchrl.errors import IntegrityError
 
 MANIFEST = "manifest.json"
+ARRAY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, TokenError)
+"""What numpy raises over a damaged ``.npy`` file, whose header it reads as Python's tokens."""
 _CHUNK = 1 << 20
 
 

@@ -24,6 +24,7 @@ from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter, eight_byt
 from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
 from searchrl.data.passages import Passage
+from searchrl.data.storage import ARRAY_ERRORS
 from searchrl.errors import IntegrityError
 from searchrl.retrieval.analysis import EnglishAnalyzer
 from searchrl.retrieval.maxscore import TermPostings
@@ -243,7 +244,7 @@ def _scatter(
 def _load(path: Path, dtype: Any, in_memory: bool) -> npt.NDArray[Any]:
     try:
         mapped = np.load(path, mmap_mode=None if in_memory else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except ARRAY_ERRORS as error:
         raise IntegrityError(f"{path}: cannot be read ({error}); build it again") from error
     if mapped.ndim != 1 or mapped.dtype != dtype:
         raise IntegrityError(f"{path}: not the array that was written; build it again")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
+from searchrl.data.storage import ARRAY_ERRORS
 from searchrl.errors import InputError
 from searchrl.retrieval.encoder import Encoder
 from searchrl.retrieval.shards import Shard
@@ -96,7 +97,7 @@ def open_vectors(file: Path) -> npt.NDArray[np.floating]:
         return _faiss_rows(file, header)
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except ARRAY_ERRORS as error:
         raise InputError(f"{file}: cannot be read as vectors: {error}") from error
     if rows.ndim != 2 or rows.dtype not in (np.float16, np.float32, np.float64):
         raise InputError(f"{file}: needs two axes of floats, not {rows.shape} of {rows.dtype}")

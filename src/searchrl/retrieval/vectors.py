@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.storage import atomic_write
+from searchrl.data.storage import ARRAY_ERRORS, atomic_write
 from searchrl.errors import InputError, IntegrityError
 
 SHARD_ROWS = 16_384
@@ -97,7 +97,7 @@ def write_vectors(
 def _map(file: Path) -> npt.NDArray[np.floating]:
     try:
         shard = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except ARRAY_ERRORS as error:
         raise IntegrityError(f"{file}: cannot be read ({error}); build the index again") from error
     if shard.ndim != 2 or shard.dtype not in (np.float32, np.float16) or 0 in shard.shape:
         raise IntegrityError(f"{file}: no vectors; build the index again")

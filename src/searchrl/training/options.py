@@ -99,7 +99,7 @@ class LearningOptions(Options):
     """Compute the update in bfloat16; weights and optimizer stay as they are."""
     gradient_checkpointing: bool = False
     """Keep each block's input alone for the backward pass and compute the rest, and the head a part
-    at a time, anew: the same gradients, in far less memory and about a third more time."""
+    at a time, anew: the same gradients, in far less memory, for one more forward pass."""
     offload: bool = False
     """Keep the optimizers' numbers on the CPU, and the weights of critic and reference while they
     have nothing to do."""
