@@ -505,7 +505,7 @@ def test_snippet_breaks_at_a_word():
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
 def test_ticks_are_few_even_and_inside(low, width):
     ticks = nice_ticks(low, low + width)
-    assert len(ticks) <= 6
+    assert 2 <= len(ticks) <= 6
     slack = 1e-6 * max(abs(low), width)
     assert all(low - slack <= tick <= low + width + slack for tick in ticks)
 

@@ -182,7 +182,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """About ``count`` round numbers (1, 2 or 5 times a power of ten) inside a range."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.7 * raw)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
 
