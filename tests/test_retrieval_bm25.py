@@ -218,6 +218,7 @@ class TestFiles:
 
 
 @pytest.mark.skipif(not DEV.is_dir(), reason="shared data absent")
+@pytest.mark.pipeline
 def test_real_passages_score_as_the_formula_says() -> None:
     passages = list(read_corpus(DEV / "corpus.jsonl.gz"))[:300]
     retriever = Bm25Retriever(passages)

@@ -163,6 +163,7 @@ def recipe(random_model: LocalModel, tmp_path_factory: pytest.TempPathFactory) -
     return folder / "recipe.json"
 
 
+@pytest.mark.pipeline
 def test_from_sampling_to_a_fine_tuned_searcher(recipe: Path, tmp_path: Path) -> None:
     out, tuned = tmp_path / "sampled", tmp_path / "tuned"
     done = good("sample", recipe, "--out", out, "--n", "3", "--json", *ONE_THREAD)
@@ -183,6 +184,7 @@ def test_from_sampling_to_a_fine_tuned_searcher(recipe: Path, tmp_path: Path) ->
     assert "holds a run already" in said
 
 
+@pytest.mark.pipeline
 def test_fine_tuning_on_answers_is_evaluated_without_search(recipe: Path, tmp_path: Path) -> None:
     good("sft", recipe, "--out", tmp_path, "--set", "supervised.epochs=2", "--json", *ONE_THREAD)
     arguments = ("--searcher", tmp_path, "--out", tmp_path, "--n", "2", "--json")

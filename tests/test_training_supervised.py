@@ -80,6 +80,7 @@ def test_tokens_without_a_weight_teach_nothing() -> None:
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
+@pytest.mark.pipeline
 def test_a_tiny_model_learns_one_sequence_by_heart() -> None:
     draw = random.Random(0)
     tokens = tuple(draw.sample(range(VOCABULARY), 16))
