@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from scripts.tiny_models.tokenizer import train_tokenizer
 from searchrl.data.synthwiki import World
 from searchrl.models.local import LocalModel
+from tests.small_models import small_qwen3
 
 torch.set_num_threads(1)
 # No deadline: on a busy machine an example's wall time says nothing.
@@ -54,22 +55,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def random_model(tiny_tokenizer: PreTrainedTokenizerFast) -> LocalModel:
     """A model of random weights: 2 layers, width 64, a context of 1,024 tokens."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-    )
-    model = Qwen3ForCausalLM(config)
+    model = small_qwen3(tiny_tokenizer, 1024)
     with torch.no_grad():
         # Wider than the default start, so that distributions are far from uniform and ties rare.
         for parameter in model.parameters():

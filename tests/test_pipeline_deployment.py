@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from searchrl.agents.prompts import search_r1_prompt
 from searchrl.data.forms import read_dataset
@@ -24,6 +24,7 @@ from searchrl.models.protocol import Message
 from tests.chat_templates import thinking_tokenizer
 from tests.command_line import free_port
 from tests.encoders import write_encoder
+from tests.small_models import small_qwen3
 from tests.test_deployment import GUIDE, copy_guide
 
 pytestmark = pytest.mark.pipeline
@@ -208,22 +209,7 @@ def searching(
 ) -> Path:
     """A model with Qwen3's think mode, taught to search once and then to say "Gannet"."""
     tokenizer = thinking_tokenizer(tiny_tokenizer)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen3ForCausalLM(config)
+    model = small_qwen3(tokenizer, 4096)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     examples = [
         teach(tokenizer, question.text)

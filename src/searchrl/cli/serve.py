@@ -17,54 +17,60 @@ if TYPE_CHECKING:
 _CACHE = Path("web.sqlite")
 """Where answers of the web are kept, unless ``--set cache`` says."""
 
+Shards = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Instead of an index: the address of a server of one of its shards; repeatable."
+    ),
+]
+WebSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="key=value, a key of a web recipe's [retriever], as in --set per_second=5; "
+        "repeatable.",
+    ),
+]
+Capacity = Annotated[
+    int, typer.Option(min=1, help="Queries that may wait before more are turned away.")
+]
+Seconds = Annotated[
+    float, typer.Option(min=1, max=300, help="Deadline of a request that names none.")
+]
+AllowedHosts = Annotated[
+    list[str] | None, typer.Option(help="A name that clients may call this server by; repeatable.")
+]
+ShardKey = Annotated[
+    str | None, typer.Option(help="Environment variable that holds the API key of the shards.")
+]
+Reranker = Annotated[
+    str | None, typer.Option(help="A cross-encoder to answer /rerank: a path or a hub name.")
+]
+
 
 def command(
     index: Annotated[Path | None, typer.Option(help="An index directory.")] = None,
-    shard: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Instead of an index: the address of a server of one of its shards; repeatable."
-        ),
-    ] = None,
+    shard: Shards = None,
     web: Annotated[
         str | None, typer.Option(help="A service that searches the web, instead of an index.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="key=value, a key of a web recipe's [retriever], as in --set per_second=5; "
-            "repeatable.",
-        ),
-    ] = None,
+    settings: WebSettings = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8000,
     topk: Annotated[
         int, typer.Option(min=1, max=100, help="Passages for a request that names no number.")
     ] = 3,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes over one index.")] = 1,
-    capacity: Annotated[
-        int, typer.Option(min=1, help="Queries that may wait before more are turned away.")
-    ] = 2_048,
-    seconds: Annotated[
-        float, typer.Option(min=1, max=300, help="Deadline of a request that names none.")
-    ] = 30.0,
+    capacity: Capacity = 2_048,
+    seconds: Seconds = 30.0,
     key_variable: Annotated[
         str | None, typer.Option(help="Environment variable that holds the API key.")
     ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="A name that clients may call this server by; repeatable."),
-    ] = None,
-    shard_key_variable: Annotated[
-        str | None, typer.Option(help="Environment variable that holds the API key of the shards.")
-    ] = None,
+    allow_host: AllowedHosts = None,
+    shard_key_variable: ShardKey = None,
     encoder: Encoder = None,
     device: Device = "cpu",
-    reranker: Annotated[
-        str | None,
-        typer.Option(help="A cross-encoder to answer /rerank: a path or a hub name."),
-    ] = None,
+    reranker: Reranker = None,
 ) -> None:
     """Serve an index, or the web, over HTTP, as Search-R1's, s3's and verl's clients speak it.
 
