@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from searchrl.models.local import LocalModel
-from searchrl.training import trainer
-from searchrl.training.interruption import Interruption
+from searchrl.training import run_directory, trainer
+from searchrl.training.interruption import Interruption, uninterrupted
 from searchrl.training.learner import Learner
 from searchrl.training.model_card import model_card
 from searchrl.training.run_directory import RunDirectory
@@ -88,6 +88,46 @@ def test_handlers_are_put_back_and_other_threads_have_none() -> None:
     thread.start()
     thread.join()
     assert seen == before
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption().watch():
+            send()
+        with uninterrupted():
+            send()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_is_uninterrupted_ends_before_signals_count(number: int) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    reached: list[int] = []
+
+    def twice() -> None:
+        for count in (1, 2):
+            send(number)
+            reached.append(count)
+
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        twice()
+    assert reached == [1, 2]
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with uninterrupted():
+        reached.append(3)
+    assert reached == [1, 2, 3]
+
+
+def test_a_second_signal_leaves_the_status_of_the_first(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during(run_directory, "write_text", monkeypatch, lambda n: send() if n == 2 else None)
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(KeyboardInterrupt), directory.open(small_recipe(model), resume=False):
+        raise KeyboardInterrupt
+    assert (tmp_path / "STATUS").read_text() == "cancelled\n"
 
 
 class InterruptedReward(Parity):

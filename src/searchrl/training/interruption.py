@@ -5,6 +5,9 @@ waits for what may not (an update, a save). A second one waits for nothing.
 
 Several processes have to stop at the same place, so there signals are held throughout and looked
 for where all of them can agree.
+
+A signal that the process was started to ignore stays ignored: a shell script starts what it runs in
+the background without SIGINT and passes on, itself, the one signal that is meant for it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TypeVar
@@ -47,12 +50,8 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
-        try:
+        with _answered_by(self._receive):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -104,6 +103,34 @@ class Interruption:
         self._received += 1
         if self.insisted or not self._held:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Finish the block, which has to be short, whatever signals come; they count then.
+
+    Raises:
+        KeyboardInterrupt: one came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    with _answered_by(lambda number, frame: received.append(number)):
+        yield
+    if received:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _answered_by(answer: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, answer) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

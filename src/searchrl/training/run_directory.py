@@ -25,6 +25,7 @@ from searchrl.data.storage import write_json, write_text
 from searchrl.errors import InputError
 from searchrl.recipe import Recipe
 from searchrl.recipe_file import leaves, load_recipe
+from searchrl.training.interruption import uninterrupted
 
 Status = Literal["started", "success", "error", "cancelled"]
 _PACKAGES = ("searchrl", "torch", "transformers", "PyStemmer", "regex", "numpy")
@@ -59,8 +60,8 @@ class RunDirectory:
             self._check(recipe, resume)
             write_json(self.config, recipe.model_dump(mode="json"))
             write_json(self.path / "env.json", _environment() | {"processes": processes})
-            self.set_status("started")
             try:
+                self.set_status("started")
                 yield
             except KeyboardInterrupt:
                 self.set_status("cancelled")
@@ -71,8 +72,9 @@ class RunDirectory:
             self.set_status("success")
 
     def set_status(self, status: Status) -> None:
-        """Write ``STATUS``."""
-        write_text(self.path / "STATUS", status + "\n")
+        """Write ``STATUS``, which a second Ctrl-C does not keep from saying what the first did."""
+        with uninterrupted():
+            write_text(self.path / "STATUS", status + "\n")
 
     def identity(self) -> str:
         """What tells this run from all others, wherever it is known; the same when resumed."""
