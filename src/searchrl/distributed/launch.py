@@ -6,7 +6,8 @@ after every checkpoint of verl. verl's own checkpoints, from which a killed run 
 ``verl/checkpoints``. A run that died starts again from the newest of them; how often without a new
 one in between is ``verl.restarts``. On a running cluster it first waits for GPUs in the place of
 those that a dead machine took along. An attempt that did not get to a single step at the start of a
-run is an error of the setting, and ends it. A guard that stops a run in process stops it here.
+run is an error of the setting, and ends it, unless the machine was too busy to start Ray. A guard
+that stops a run in process stops it here.
 """
 
 from __future__ import annotations
