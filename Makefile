@@ -55,11 +55,12 @@ test-verifiers: .venv-verifiers/ready
 	    --editable '.[torch,serve,trl]' pytest pytest-timeout hypothesis
 	touch $@
 
-# Versions are pinned here too: without them pip tries combinations of verl's dependencies for half an hour.
+# uv, since pip takes four minutes for as many packages as verl needs; torch by pip, which takes a CPU build where one is
+# at hand. Without pinned versions the search for ones that go together takes half an hour.
 .venv-verl/ready: pyproject.toml constraints-verl.txt
 	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
-	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt torch==2.13.0
-	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt \
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt torch==2.13.0 uv
+	.venv-verl/bin/uv pip install --quiet --python .venv-verl/bin/python -c constraints-verl.txt \
 	    --editable '.[torch,serve,verl]' pytest pytest-timeout hypothesis
 	touch $@
 
