@@ -23,12 +23,9 @@ from searchrl.data.passages import Passage
 from searchrl.errors import InputError
 from searchrl.retrieval.analysis import EnglishAnalyzer
 from searchrl.retrieval.maxscore import Accumulator, added_up
-from searchrl.retrieval.postings import Postings, WordStatistics, write_postings
+from searchrl.retrieval.postings import SMALL, Postings, WordStatistics, write_postings
 from searchrl.retrieval.protocol import IndexRetriever, Ranking
 from searchrl.retrieval.ranking import best_rows, in_order
-
-SMALL = 20_000
-"""In so few passages it takes longer to see which could be among the best than to score all."""
 
 
 class Bm25Retriever(IndexRetriever):
