@@ -57,9 +57,7 @@ def checked(terms: list[TermPostings], passages: int, k: int, draw: np.random.Ge
         assert (found == scores[rows]).all()
 
 
-SHARES = st.lists(
-    st.sampled_from([0.0005, 0.002, 0.02, 0.2, 0.5, 0.9]), min_size=1, max_size=9
-)
+SHARES = st.lists(st.sampled_from([0.0005, 0.002, 0.02, 0.2, 0.5, 0.9]), min_size=1, max_size=9)
 
 
 @settings(max_examples=40, deadline=None)

@@ -72,7 +72,7 @@ class Bm25Retriever(IndexRetriever):
         if rows is not None:
             found = added_up(terms, rows)
             best = in_order(np.arange(len(rows)), found, self.corpus.ranks[rows])[:k]
-            return Ranking(rows[best], found[best])
+            return Ranking(rows[best].astype(np.intp), found[best])
         scores = self._postings.scores(words, len(self.corpus))
         rows = best_rows(scores, self.corpus.ranks, k)
         return Ranking(rows, scores[rows])

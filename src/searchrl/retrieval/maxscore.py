@@ -172,8 +172,8 @@ class _Search:
     def _look_up(self, found: Rows, taken: int) -> Rows:
         """Those of the rows that can be among the best, as the other terms are looked up."""
         partial = self._sums.take(found)
-        for table in self._tables:
-            partial += table.take(found) * np.float32(self._step)
+        for entries in self._tables:
+            partial += entries.take(found) * np.float32(self._step)
         beyond = self._rest[len(self._sparse)]
         for place in range(taken, len(self._sparse) + 1):
             if place > taken:
@@ -200,7 +200,7 @@ class _Search:
 
     def _window(self, start: int) -> npt.NDArray[np.unsignedinteger]:
         """Sums of the tables' entries for the passages from ``start`` on."""
-        parts = [table[start : start + _WINDOW] for table in self._tables]
+        parts = [entries[start : start + _WINDOW] for entries in self._tables]
         sums = parts[0].astype(np.min_scalar_type(LEVELS * len(parts)))
         for part in parts[1:]:
             sums += part
@@ -238,7 +238,7 @@ def added_up(terms: Sequence[TermPostings], rows: Rows) -> Floats:
 
 
 def _distinct(rows: Rows) -> Rows:
-    """Each of the rows once, ascending; quicker than ``np.unique`` where they are few."""
+    """Each of the rows, which are sorted in place, once: ``np.unique``, quicker for a few."""
     rows.sort()
     first = np.ones(len(rows), np.bool_)
     np.not_equal(rows[1:], rows[:-1], out=first[1:])
