@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -220,21 +221,26 @@ def quantised_length(length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.where(length < 24, length, 24 + (above >> shift << shift))
 
 
+class _Numbered(dict[str, int]):
+    """Numbers from 0 for terms, in the order in which they are met."""
+
+    def __missing__(self, term: str) -> int:
+        number = self[term] = len(self)
+        return number
+
+
 def _analyse(
     corpus: Corpus, analyzer: EnglishAnalyzer, spool: Path, progress: Progress
 ) -> tuple[dict[str, int], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Spool ``(term, count)`` of every passage; its distinct terms and its length are returned."""
-    vocabulary: dict[str, int] = {}
+    vocabulary = _Numbered()
     distinct, lengths = array("i"), array("q")
     with spool.open("wb", buffering=1 << 20) as handle:
         for done, passage in enumerate(corpus, start=1):
             counts = Counter(analyzer.words(indexed_text(passage)))
-            pairs = [
-                number
-                for term, count in counts.items()
-                for number in (vocabulary.setdefault(term, len(vocabulary)), count)
-            ]
-            handle.write(np.array(pairs, "<u4").tobytes())
+            numbers = map(vocabulary.__getitem__, counts)
+            pairs = np.fromiter(chain.from_iterable(zip(numbers, counts.values())), "<u4")
+            handle.write(pairs.tobytes())
             distinct.append(len(counts))
             lengths.append(counts.total())
             if done % 10_000 == 0:
