@@ -138,11 +138,13 @@ class Postings:
         keys = np.array([int.from_bytes(term[:8].ljust(8, b"\0"), "big") for term in encoded], "u8")
         first = np.searchsorted(self._starts_of_terms, keys).tolist()
         last = np.searchsorted(self._starts_of_terms, keys, side="right").tolist()
-        places = [
-            (bisect_left(self._terms, term, low, high), term, high)
-            for term, low, high in zip(encoded, first, last, strict=True)
-        ]
-        return [place for place, term, end in places if place < end and self._terms[place] == term]
+        numbers = map(self._number, encoded, first, last)
+        return [number for number in numbers if number is not None]
+
+    def _number(self, term: bytes, low: int, high: int) -> int | None:
+        """The place of a term, which is from ``low`` up to ``high``, if anywhere."""
+        place = bisect_left(self._terms, term, low, high) if high - low > 1 else low
+        return place if place < high and self._terms[place] == term else None
 
 
 def write_postings(
