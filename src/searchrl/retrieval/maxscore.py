@@ -112,6 +112,7 @@ class _Search:
         self._sparse = [term for term in ordered if term.table is None]
         self._tables = [term.table for term in ordered if term.table is not None]
         self._step = max((term.step for term in ordered), default=0.0) * (1 + _SLACK)
+        self._gap = self._step * len(self._tables)
         bounds = [term.most * (1 + _SLACK) for term in reversed(ordered)]
         self._rest = np.append(np.cumsum(bounds)[::-1], 0.0).tolist()
         self._k = k
@@ -125,10 +126,11 @@ class _Search:
         taken = self._add_rarest()
         rows = np.concatenate(self.added) if self.added else np.zeros(0, np.int32)
         partial = self._sums.take(rows)
-        depth = self._k * len(self.added)
-        if len(rows) > depth:
-            # A passage stands here once for each term.
-            self._raise(_kth(partial, depth))
+        if len(rows) > _FEW:
+            if taken == len(self._sparse):
+                self._learn(rows, partial)
+        elif len(rows) > self._depth():
+            self._raise(_kth(partial, self._depth()))
         kept = np.flatnonzero(partial >= self.least - self._rest[taken])
         found = self._look_up(_distinct(rows.take(kept)), taken)
         if self._tables and self._rest[taken] >= self.least:
@@ -152,38 +154,43 @@ class _Search:
         return len(self._sparse)
 
     def _learn(self, rows: Rows, partial: Floats) -> None:
-        """Raise ``least`` to the k-th best score of the rows whose sums are highest so far."""
-        # A passage stands here once for each term.
-        depth = self._k * len(self.added)
+        """Raise ``least`` to what the rows whose sums are highest so far reach at least."""
+        depth = self._depth()
         if depth <= len(rows):
             top = np.argpartition(partial, len(rows) - depth)[len(rows) - depth :]
-            self._learn_from(_distinct(rows.take(top)))
+            found = _distinct(rows.take(top))
+            scores = self._with_tables(found)
+            for term in self._sparse[len(self.added) :]:
+                scores += looked_up(term, found)
+            self._raise(_kth(scores, self._k) - self._gap)
 
-    def _learn_from(self, rows: Rows) -> None:
-        """Raise ``least`` to the k-th best of the scores of at least k rows, ascending."""
-        scores = self._sums.take(rows)
-        for term in self._ordered[len(self.added) :]:
-            scores += looked_up(term, rows)
-        self._raise(_kth(scores, self._k))
+    def _depth(self) -> int:
+        """Among so many of the added rows are k distinct ones: a row is there once for a term."""
+        return self._k * len(self.added)
 
     def _raise(self, score: float) -> None:
         self.least = max(self.least, score * (1 - 2 * _SLACK))
 
     def _look_up(self, found: Rows, taken: int) -> Rows:
         """Those of the rows that can be among the best, as the other terms are looked up."""
-        partial = self._sums.take(found)
-        for entries in self._tables:
-            partial += entries.take(found) * np.float32(self._step)
+        partial = self._with_tables(found)
         beyond = self._rest[len(self._sparse)]
         for place in range(taken, len(self._sparse) + 1):
             if place > taken:
                 partial += looked_up(self._sparse[place - 1], found)
             if len(found) <= _ENOUGH * self._k:
                 break
-            self._raise(_kth(partial, self._k) - len(self._tables) * self._step)
+            self._raise(_kth(partial, self._k) - self._gap)
             kept = np.flatnonzero(partial >= self.least - (self._rest[place] - beyond))
             found, partial = found.take(kept), partial.take(kept)
         return found
+
+    def _with_tables(self, rows: Rows) -> Floats:
+        """The sums of some rows and what their entries stand for: too much by ``_gap`` at most."""
+        sums: Floats = self._sums.take(rows)
+        for entries in self._tables:
+            sums += entries.take(rows) * np.float32(self._step)
+        return sums
 
     def _scan(self) -> Rows:
         """Rows that the terms with tables can lift among the best by themselves."""
@@ -191,7 +198,8 @@ class _Search:
         for start in range(0, self._passages, _WINDOW):
             sums = self._window(start)
             if np.count_nonzero(sums >= self._cut()) > _MANY * self._k:
-                self._learn_from((start + self._highest(sums)).astype(np.int32))
+                highest = (start + self._highest(sums)).astype(np.int32)
+                self._raise(_kth(added_up(self._ordered, highest), self._k))
             kept = np.flatnonzero(sums >= self._cut())
             rows.append(kept + start)
             bounds.append(sums[kept])
