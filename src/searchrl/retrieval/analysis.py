@@ -59,8 +59,7 @@ _PICTURE = rf"\p{{Extended_Pictographic}}{_TAIL}"
 # Ideographs and Hiragana are words by themselves; pictures too, unless a zero-width joiner makes
 # one of several (WB3c).
 _WORD = regex.compile(
-    _word(_one)
-    + rf"|[\p{{Script=Thai}}\p{{Script=Lao}}\p{{Script=Khmer}}\p{{Script=Myanmar}}]++"
+    _word(_one) + rf"|[\p{{Script=Thai}}\p{{Script=Lao}}\p{{Script=Khmer}}\p{{Script=Myanmar}}]++"
     rf"|[\p{{Han}}\p{{Hiragana}}]{_TAIL}"
     rf"|{_PICTURE}(?:(?<=\u200D){_PICTURE})*+|\p{{Regional_Indicator}}{{2}}"
 )

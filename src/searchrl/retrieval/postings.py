@@ -241,8 +241,8 @@ def _analyse(
         for done, passage in enumerate(corpus, start=1):
             counts = Counter(analyzer.words(indexed_text(passage)))
             numbers = map(vocabulary.__getitem__, counts)
-            pairs = np.fromiter(chain.from_iterable(zip(numbers, counts.values())), "<u4")
-            handle.write(pairs.tobytes())
+            pairs = zip(numbers, counts.values(), strict=True)
+            handle.write(np.fromiter(chain.from_iterable(pairs), "<u4").tobytes())
             distinct.append(len(counts))
             lengths.append(counts.total())
             if done % 10_000 == 0:
