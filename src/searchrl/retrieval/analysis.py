@@ -27,7 +27,7 @@ STOP_WORDS = frozenset(_LUCENE_STOP_WORDS.split())
 MAX_WORD = 255
 """Longest word in characters; StandardTokenizer cuts a longer one into pieces of this length."""
 _REMEMBERED = 1 << 17
-"""Words whose terms are remembered; some 30 MB."""
+"""Words whose terms are remembered, 300 bytes or so each."""
 
 _TAIL = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*+"
 """What UAX #29's rule WB4 attaches to the character before it."""
