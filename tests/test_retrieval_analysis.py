@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchrl.data.passages import read_corpus
+from searchrl.retrieval import analysis
 from searchrl.retrieval.analysis import MAX_WORD, STOP_WORDS, EnglishAnalyzer, tokens
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.metrics import read_queries
@@ -71,6 +72,19 @@ def test_there_are_the_33_stop_words_of_lucene() -> None:
 
 def test_long_words_are_cut() -> None:
     assert [len(piece) for piece in tokens("x" * (2 * MAX_WORD + 1))] == [MAX_WORD, MAX_WORD, 1]
+
+
+@given(st.text(st.sampled_from("aB7_.,:;'\"-s \n@\0") | st.characters(codec="ascii")))
+def test_text_of_ascii_is_cut_like_any_other(text: str) -> None:
+    assert list(tokens(text)) == list(tokens(f"{text} é"))[:-1]
+
+
+def test_words_that_were_met_before_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysis, "_REMEMBERED", 2)
+    analyzer = EnglishAnalyzer()
+    text = "The films of " + "x" * (MAX_WORD + 1) + " are films, the FILM's"
+    for _ in range(2):
+        assert analyzer.words(text) == ["film", "x" * MAX_WORD, "x", "film", "film"]
 
 
 @given(st.text(st.characters(codec=None, exclude_categories=[])))

@@ -204,7 +204,7 @@ class TestFiles:
         corpus = small().corpus
         write_bm25(corpus, tmp_path, 0.9, 0.4)
         files = sorted(tmp_path.iterdir())
-        assert len(files) == 5
+        assert len(files) == 8
         for file in files:
             whole = file.read_bytes()
             file.write_bytes(whole[: len(whole) // 2])

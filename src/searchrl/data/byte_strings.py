@@ -66,8 +66,10 @@ class ByteStrings:
 
     def __getitem__(self, index: int) -> bytes:
         """One string; ``index`` counts from 0, not from the end."""
-        (value,) = self.run(index, 1)
-        return value
+        if not 0 <= index < len(self.ends):
+            raise IndexError(index)
+        start = self.ends.item(index - 1) if index else 0
+        return bytes(self._view[start : self.ends.item(index)])
 
     def run(self, start: int, count: int) -> list[bytes]:
         """``count`` neighbours from ``start`` on; IndexError where there are not as many."""

@@ -12,7 +12,8 @@ differently. On three corpora of 27,000 passages in all, the top ten of every qu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import regex
@@ -25,33 +26,45 @@ these they this to was will with
 STOP_WORDS = frozenset(_LUCENE_STOP_WORDS.split())
 MAX_WORD = 255
 """Longest word in characters; StandardTokenizer cuts a longer one into pieces of this length."""
+_REMEMBERED = 1 << 17
+"""Words whose terms are remembered, 300 bytes or so each."""
 
 _TAIL = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*+"
 """What UAX #29's rule WB4 attaches to the character before it."""
 
 
-def _class(*names: str) -> str:
+def _word(one: Callable[..., str]) -> str:
+    """The pattern of a word, given the one of a character with any of some values of WB."""
+    letter, digit = one("ALetter", "HebrewLetter"), one("Numeric")
+    joiners = rf"(?:{one('ExtendNumLet')})*+"
+    letters = rf"{letter}(?:(?:{one('MidLetter', 'MidNumLet', 'SingleQuote')})?{letter})*+"
+    digits = rf"{digit}(?:(?:{one('MidNum', 'MidNumLet', 'SingleQuote')})?{digit})*+"
+    part = rf"(?:{letters}|{digits}|{one('Katakana')})"
+    # An underscore joins what stands on its sides (WB13a, WB13b).
+    return rf"{joiners}{part}(?:{joiners}{part})*+{joiners}"
+
+
+def _one(*names: str) -> str:
     return "[" + "".join(rf"\p{{WB={name}}}" for name in names) + "]" + _TAIL
 
 
-_LETTER = _class("ALetter", "HebrewLetter")
-_DIGIT = _class("Numeric")
-_KATAKANA = _class("Katakana")
-_JOINER = _class("ExtendNumLet")
-_MID_LETTER = _class("MidLetter", "MidNumLet", "SingleQuote")
-_MID_DIGIT = _class("MidNum", "MidNumLet", "SingleQuote")
-_LETTERS = rf"{_LETTER}(?:(?:{_MID_LETTER})?{_LETTER})*+"
-_DIGITS = rf"{_DIGIT}(?:(?:{_MID_DIGIT})?{_DIGIT})*+"
-_PART = rf"(?:{_LETTERS}|{_DIGITS}|{_KATAKANA})"
+def _one_of_ascii(*names: str) -> str:
+    """The same among the characters of ASCII, spelled out; nothing where there is none."""
+    members = regex.findall("[" + "".join(rf"\p{{WB={name}}}" for name in names) + "]", _ASCII)
+    return "[" + "".join(map(re.escape, members)) + "]" if members else "(?!)"
+
+
+_ASCII = "".join(map(chr, range(128)))
 _PICTURE = rf"\p{{Extended_Pictographic}}{_TAIL}"
-# An underscore joins what stands on its sides (WB13a, WB13b). Ideographs and Hiragana are words by
-# themselves; pictures too, unless a zero-width joiner makes one of several (WB3c).
+# Ideographs and Hiragana are words by themselves; pictures too, unless a zero-width joiner makes
+# one of several (WB3c).
 _WORD = regex.compile(
-    rf"(?:{_JOINER})*+{_PART}(?:(?:{_JOINER})*+{_PART})*+(?:{_JOINER})*+"
-    rf"|[\p{{Script=Thai}}\p{{Script=Lao}}\p{{Script=Khmer}}\p{{Script=Myanmar}}]++"
+    _word(_one) + rf"|[\p{{Script=Thai}}\p{{Script=Lao}}\p{{Script=Khmer}}\p{{Script=Myanmar}}]++"
     rf"|[\p{{Han}}\p{{Hiragana}}]{_TAIL}"
     rf"|{_PICTURE}(?:(?<=\u200D){_PICTURE})*+|\p{{Regional_Indicator}}{{2}}"
 )
+_ASCII_WORD = re.compile(_word(_one_of_ascii))
+"""The same words in a text of ASCII alone, found several times as fast."""
 _POSSESSIVE = ("'s", "’s", "＇s", "'S", "’S", "＇S")  # noqa: RUF001 - the signs Lucene knows
 _DEPARTS = re.compile(r"(?:bl|log)[iy](?:e?s|ed|ing)?$")
 _HAS_MEASURE = re.compile(r"(?:[aeiou]|(?<=[^aeiou])y)[^aeiou]")
@@ -69,13 +82,16 @@ class EnglishAnalyzer:
 
     def __init__(self) -> None:
         self._stemmer: Any = Stemmer.Stemmer("porter")
+        self._terms = _Remembered(self._terms_of)
 
     def words(self, text: str) -> list[str]:
         """The index terms of a text, in order, repeats kept."""
-        lowered = [_lower(word) for word in tokens(text)]
-        kept = [word for word in lowered if word not in STOP_WORDS]
-        stems: list[str] = self._stemmer.stemWords(kept)
-        return [self._settle(word, stem) for word, stem in zip(kept, stems, strict=True)]
+        return list(chain.from_iterable(map(self._terms.__getitem__, _matches(text))))
+
+    def _terms_of(self, match: str) -> tuple[str, ...]:
+        """The index terms of what was cut from a text: none of a stop word, most often one."""
+        kept = [word for word in map(_lower, _pieces(match)) if word not in STOP_WORDS]
+        return tuple(self._settle(word, self._stemmer.stemWord(word)) for word in kept)
 
     def _settle(self, word: str, stem: str) -> str:
         """The stem of Porter's own code, given the one of his paper, which is Snowball's.
@@ -95,13 +111,34 @@ class EnglishAnalyzer:
         return stem
 
 
+class _Remembered(dict[str, tuple[str, ...]]):
+    """The terms of words met before: texts repeat their words far more often than not."""
+
+    def __init__(self, terms: Callable[[str], tuple[str, ...]]) -> None:
+        super().__init__()
+        self._of = terms
+
+    def __missing__(self, match: str) -> tuple[str, ...]:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        terms = self[match] = self._of(match)
+        return terms
+
+
 def tokens(text: str) -> Iterator[str]:
     """The words of a text as StandardTokenizer cuts them, without a possessive s."""
-    for match in _WORD.finditer(text):
-        word = match.group()
-        for start in range(0, len(word), MAX_WORD):
-            piece = word[start : start + MAX_WORD]
-            yield piece[:-2] if piece.endswith(_POSSESSIVE) else piece
+    return chain.from_iterable(map(_pieces, _matches(text)))
+
+
+def _matches(text: str) -> list[str]:
+    found: list[str] = (_ASCII_WORD if text.isascii() else _WORD).findall(text)
+    return found
+
+
+def _pieces(word: str) -> Iterable[str]:
+    for start in range(0, len(word), MAX_WORD):
+        piece = word[start : start + MAX_WORD]
+        yield piece[:-2] if piece.endswith(_POSSESSIVE) else piece
 
 
 def _lower(word: str) -> str:

@@ -23,12 +23,9 @@ from searchrl.data.passages import Passage
 from searchrl.errors import InputError
 from searchrl.retrieval.analysis import EnglishAnalyzer
 from searchrl.retrieval.maxscore import Accumulator, added_up
-from searchrl.retrieval.postings import Postings, WordStatistics, write_postings
+from searchrl.retrieval.postings import SMALL, Postings, WordStatistics, write_postings
 from searchrl.retrieval.protocol import IndexRetriever, Ranking
 from searchrl.retrieval.ranking import best_rows, in_order
-
-SMALL = 20_000
-"""In so few passages it takes longer to see which could be among the best than to score all."""
 
 
 class Bm25Retriever(IndexRetriever):
@@ -69,16 +66,15 @@ class Bm25Retriever(IndexRetriever):
     def _rank(self, query: str, k: int) -> Ranking:
         words = self._analyzer.words(query)
         terms = self._postings.terms(words)
-        rows = None
         if len(self.corpus) > SMALL and terms:
             rows = self._accumulator.candidates(terms, k)
-        if rows is not None:
-            found = added_up(terms, rows)
-            best = in_order(np.arange(len(rows)), found, self.corpus.ranks[rows])[:k]
-            return Ranking(rows[best], found[best])
+            if rows is not None:
+                found = added_up(terms, rows)
+                best = in_order(np.arange(len(rows)), found, self.corpus.ranks[rows])[:k]
+                return Ranking(rows[best].astype(np.intp), found[best])
         scores = self._postings.scores(words, len(self.corpus))
-        rows = best_rows(scores, self.corpus.ranks, k)
-        return Ranking(rows, scores[rows])
+        best = best_rows(scores, self.corpus.ranks, k)
+        return Ranking(best, scores[best])
 
 
 def write_bm25(

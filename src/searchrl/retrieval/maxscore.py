@@ -2,8 +2,13 @@
 
 Terms are taken from the rarest on. Once a passage that holds none of the terms so far could not
 reach the k-th best score any more, the frequent ones, whose postings are most of the work, are only
-looked up for the passages that still can (MaxScore: Turtle and Flood, 1995). A term adds at most
-its idf, so no bounds are stored.
+looked up for the passages that still can (MaxScore: Turtle and Flood, 1995).
+
+The most frequent terms have tables: for every passage one byte, a bound of what the term adds to
+it. Where they alone might lift a passage among the best, their tables are added up window by window
+and whatever stays below the k-th best score is skipped, in the spirit of block-max indexes (Ding
+and Suel, 2011), with blocks of one passage: a sum of bytes takes a processor less time than to
+find out which blocks it could leave out.
 
 What is left is added up anew, term by term in the order of the query and in single precision, as
 adding up everything would: the answer is the same to the last bit.
@@ -20,11 +25,21 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int32]
+Places = npt.NDArray[np.intp]
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+LEVELS = 63
+"""Highest entry of a table: four of them add up within a byte."""
 _SLACK = 1e-4
 """By how much, relatively, single precision may be off in sums of at most 4,096 words."""
-_FEW = 1_024
+_FEW = 8_192
 """So few postings are added up at less cost than it takes to see whether they have to be."""
+_MANY = 8
+"""Times ``k`` rows in a window: above that it pays to raise the k-th best score first."""
+_ENOUGH = 4
+"""Times ``k`` rows: so few are scored at less cost than it takes to leave some out."""
+_WINDOW = 1 << 18
+"""Passages whose sums are taken at once; they fit a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +49,24 @@ class TermPostings:
     Attributes:
         rows: the passages that hold it, ascending.
         weights: what it adds to each.
+        most: the largest of the weights.
+        table: for a frequent term, for every passage, the least number of ``step`` that is not
+            below what it adds there; 0 where it is not. Terms without one are rarer.
+        step: of the table; the same for all terms.
     """
 
     rows: Rows
     weights: Floats
+    most: float
+    table: Bytes | None = None
+    step: float = 0.0
+
+
+def table(rows: Rows, weights: Floats, passages: int, step: float) -> Bytes:
+    """A table as ``TermPostings.table`` is; ``step`` is at least a ``LEVELS``-th of any weight."""
+    entries = np.zeros(passages, np.uint8)
+    entries[rows] = np.minimum(np.ceil(weights / step), LEVELS)
+    return entries
 
 
 class Accumulator:
@@ -51,87 +80,177 @@ class Accumulator:
         self._passages = passages
         self._threads = threading.local()
 
-    def candidates(self, terms: Sequence[TermPostings], k: int) -> npt.NDArray[np.intp] | None:
+    def candidates(self, terms: Sequence[TermPostings], k: int) -> Rows | None:
         """Rows among which the ``k`` best are, distinct; ``None`` where fewer than ``k`` match.
 
         Args:
             terms: all words of the query that any passage holds; one that comes twice, twice.
             k: how many are wanted.
         """
-        ordered = sorted(terms, key=lambda term: len(term.rows))
-        bounds = [self._bound(len(term.rows)) for term in ordered]
-        rest = np.append(np.cumsum(bounds[::-1])[::-1], 0.0)
-        sums = self._sums()
-        added: list[Rows] = []
-        try:
-            taken, least = self._add_rarest(ordered, rest, sums, added, k)
-            rows = np.concatenate(added) if added else np.zeros(0, np.int32)
-            found = np.unique(rows[sums[rows] + rest[taken] >= least])
-            partial = sums[found]
-        finally:
-            for each in added:
-                sums[each] = 0
-        if len(found) < k:
-            return None
-        for place in range(taken, len(ordered)):
-            partial += looked_up(ordered[place], found)
-            least = max(least, _kth(partial, k) * (1 - _SLACK))
-            kept = partial + rest[place + 1] >= least
-            found, partial = found[kept], partial[kept]
-        return found.astype(np.intp)
-
-    def _add_rarest(
-        self,
-        ordered: Sequence[TermPostings],
-        rest: npt.NDArray[np.float64],
-        sums: Floats,
-        added: list[Rows],
-        k: int,
-    ) -> tuple[int, float]:
-        """Add up terms until the others cannot lift a passage into the best by themselves.
-
-        Returns:
-            How many terms were added up, and a score that the k-th best reaches.
-        """
-        least = 0.0
-        for place, term in enumerate(ordered):
-            if added and len(term.rows) > _FEW:
-                rows = np.concatenate(added)
-                # A passage stands here once for each term, so the k-th best is at worst there.
-                depth = k * len(added)
-                if len(rows) >= depth:
-                    least = _kth(sums[rows], depth) * (1 - _SLACK)
-                    if rest[place] < least:
-                        return place, least
-            sums[term.rows] += term.weights
-            added.append(term.rows)
-        return len(ordered), least
-
-    def _bound(self, holders: int) -> float:
-        """The idf of a term that so many passages hold, which no weight of it exceeds."""
-        idf = math.log1p((self._passages - holders + 0.5) / (holders + 0.5))
-        return idf * (1 + _SLACK)
-
-    def _sums(self) -> Floats:
         sums: Floats | None = getattr(self._threads, "sums", None)
         if sums is None:
             sums = self._threads.sums = np.zeros(self._passages, np.float32)
+        search = _Search(terms, k, sums)
+        try:
+            found = search.candidates()
+        finally:
+            for each in search.added:
+                sums[each] = 0
+        return found if len(found) >= k else None
+
+
+class _Search:
+    """One query being answered.
+
+    Attributes:
+        added: rows of the terms that were added up, whose sums are not 0.
+        least: a score that the k-th best reaches; 0 until one is known.
+    """
+
+    def __init__(self, terms: Sequence[TermPostings], k: int, sums: Floats) -> None:
+        self._ordered = ordered = sorted(terms, key=lambda term: len(term.rows))
+        self._sparse = [term for term in ordered if term.table is None]
+        self._tables = [term.table for term in ordered if term.table is not None]
+        self._step = max((term.step for term in ordered), default=0.0) * (1 + _SLACK)
+        self._gap = self._step * len(self._tables)
+        bounds = [term.most * (1 + _SLACK) for term in reversed(ordered)]
+        self._rest = np.append(np.cumsum(bounds)[::-1], 0.0).tolist()
+        self._k = k
+        self._sums = sums
+        self._passages = len(sums)
+        self.added: list[Rows] = []
+        self.least = 0.0
+
+    def candidates(self) -> Rows:
+        """Distinct rows, ascending; all that match where the k-th best score is not known."""
+        taken = self._add_rarest()
+        rows = np.concatenate(self.added) if self.added else np.zeros(0, np.int32)
+        partial = self._sums.take(rows)
+        if len(rows) > _FEW:
+            if taken == len(self._sparse):
+                self._learn(rows, partial)
+        elif len(rows) > self._depth():
+            self._raise(_kth(partial, self._depth()))
+        kept = np.flatnonzero(partial >= self.least - self._rest[taken])
+        found = self._look_up(_distinct(rows.take(kept)), taken)
+        if self._tables and self._rest[taken] >= self.least:
+            found = _distinct(np.concatenate([found, self._scan()]))
+        return found
+
+    def _add_rarest(self) -> int:
+        """Add up terms until the others cannot lift a passage into the best by themselves.
+
+        Returns:
+            How many terms were added up.
+        """
+        for place, term in enumerate(self._sparse):
+            if self.added and len(term.rows) > _FEW:
+                rows = np.concatenate(self.added)
+                self._learn(rows, self._sums.take(rows))
+                if self._rest[place] < self.least:
+                    return place
+            np.add.at(self._sums, term.rows, term.weights)
+            self.added.append(term.rows)
+        return len(self._sparse)
+
+    def _learn(self, rows: Rows, partial: Floats) -> None:
+        """Raise ``least`` to what the rows whose sums are highest so far reach at least."""
+        depth = self._depth()
+        if depth <= len(rows):
+            top = np.argpartition(partial, len(rows) - depth)[len(rows) - depth :]
+            found = _distinct(rows.take(top))
+            scores = self._with_tables(found)
+            for term in self._sparse[len(self.added) :]:
+                scores += looked_up(term, found)
+            self._raise(_kth(scores, self._k) - self._gap)
+
+    def _depth(self) -> int:
+        """Among so many of the added rows are k distinct ones: a row is there once for a term."""
+        return self._k * len(self.added)
+
+    def _raise(self, score: float) -> None:
+        self.least = max(self.least, score * (1 - 2 * _SLACK))
+
+    def _look_up(self, found: Rows, taken: int) -> Rows:
+        """Those of the rows that can be among the best, as the other terms are looked up."""
+        partial = self._with_tables(found)
+        beyond = self._rest[len(self._sparse)]
+        for place in range(taken, len(self._sparse) + 1):
+            if place > taken:
+                partial += looked_up(self._sparse[place - 1], found)
+            if len(found) <= _ENOUGH * self._k:
+                break
+            self._raise(_kth(partial, self._k) - self._gap)
+            kept = np.flatnonzero(partial >= self.least - (self._rest[place] - beyond))
+            found, partial = found.take(kept), partial.take(kept)
+        return found
+
+    def _with_tables(self, rows: Rows) -> Floats:
+        """The sums of some rows and what their entries stand for: too much by ``_gap`` at most."""
+        sums: Floats = self._sums.take(rows)
+        for entries in self._tables:
+            sums += entries.take(rows) * np.float32(self._step)
         return sums
 
+    def _scan(self) -> Rows:
+        """Rows that the terms with tables can lift among the best by themselves."""
+        rows, bounds = [], []
+        for start in range(0, self._passages, _WINDOW):
+            sums = self._window(start)
+            if np.count_nonzero(sums >= self._cut()) > _MANY * self._k:
+                highest = (start + self._highest(sums)).astype(np.int32)
+                self._raise(_kth(added_up(self._ordered, highest), self._k))
+            kept = np.flatnonzero(sums >= self._cut())
+            rows.append(kept + start)
+            bounds.append(sums[kept])
+        found = np.concatenate(rows)[np.concatenate(bounds) >= self._cut()]
+        return found.astype(np.int32)
 
-def looked_up(term: TermPostings, rows: npt.NDArray[np.integer]) -> Floats:
+    def _window(self, start: int) -> npt.NDArray[np.unsignedinteger]:
+        """Sums of the tables' entries for the passages from ``start`` on."""
+        parts = [entries[start : start + _WINDOW] for entries in self._tables]
+        sums = parts[0].astype(np.min_scalar_type(LEVELS * len(parts)))
+        for part in parts[1:]:
+            sums += part
+        return sums
+
+    def _cut(self) -> int:
+        """The least sum of entries that reaches ``least``; 1, a match, where none is known."""
+        return max(1, math.ceil(self.least / self._step))
+
+    def _highest(self, sums: npt.NDArray[np.unsignedinteger]) -> Places:
+        """Places of k of the highest sums, and of some of those that are level with the last."""
+        low, high = self._cut(), LEVELS * len(self._tables)
+        while low < high:
+            middle = (low + high + 1) // 2
+            enough = np.count_nonzero(sums >= middle) >= self._k
+            low, high = (middle, high) if enough else (low, middle - 1)
+        above, level = np.flatnonzero(sums > low), np.flatnonzero(sums == low)
+        return np.sort(np.concatenate([above, level[: self._k]]))
+
+
+def looked_up(term: TermPostings, rows: Rows) -> Floats:
     """What a term adds to each of some rows, ascending."""
-    places = np.searchsorted(term.rows, rows.astype(np.int32, copy=False))
-    places = np.minimum(places, len(term.rows) - 1)
-    return np.where(term.rows[places] == rows, term.weights[places], np.float32(0))
+    places = term.rows.searchsorted(rows)
+    weights: Floats = term.weights.take(places, mode="clip")
+    weights *= term.rows.take(places, mode="clip") == rows
+    return weights
 
 
-def added_up(terms: Sequence[TermPostings], rows: npt.NDArray[np.intp]) -> Floats:
+def added_up(terms: Sequence[TermPostings], rows: Rows) -> Floats:
     """The scores of some rows, ascending: the same sums as over all rows."""
     scores = np.zeros(len(rows), np.float32)
     for term in terms:
         scores += looked_up(term, rows)
     return scores
+
+
+def _distinct(rows: Rows) -> Rows:
+    """Each of the rows, which are sorted in place, once: ``np.unique``, quicker for a few."""
+    rows.sort()
+    first = np.ones(len(rows), np.bool_)
+    np.not_equal(rows[1:], rows[:-1], out=first[1:])
+    return rows[first]
 
 
 def _kth(scores: Floats, k: int) -> float:

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,15 @@ from searchrl.data.passages import Passage
 from searchrl.data.storage import ARRAY_ERRORS
 from searchrl.errors import IntegrityError
 from searchrl.retrieval.analysis import EnglishAnalyzer
-from searchrl.retrieval.maxscore import TermPostings
+from searchrl.retrieval.maxscore import LEVELS, TermPostings, table
 
 _WEIGHTS, _ROWS, _STARTS, _TERMS = "weights.npy", "rows.npy", "starts.npy", "terms"
+_MOST, _TABLED, _TABLES = "most.npy", "tabled.npy", "tables.npy"
 _SPOOL = "spool.tmp"
+SMALL = 20_000
+"""In so few passages it takes longer to see which could be among the best than to score all."""
+_SHARE = 16
+"""A term that one in so many passages holds has a table: two bytes a posting at most."""
 _BLOCK = 1 << 22
 """Postings that are put in place at once."""
 _PAIR = np.dtype([("term", "<u4"), ("count", "<u4")])
@@ -68,6 +74,9 @@ class Postings:
         weights: one a posting, float32.
         rows: the passages they belong to, int32.
         starts: where the postings of each term start, shape ``(terms + 1,)``.
+        most: the largest weight of each term, float32.
+        tables: of the most frequent terms, see ``TermPostings.table``, shape
+            ``(tables, passages)``.
     """
 
     def __init__(self, directory: Path, in_memory: bool = False) -> None:
@@ -76,15 +85,23 @@ class Postings:
         Raises:
             IntegrityError: a file is missing, cut short, or does not belong to the others.
         """
-        self.weights, self.rows, self.starts = (
+        self.weights, self.rows, self.starts, self.most, tabled = (
             _load(directory / name, kind, in_memory)
-            for name, kind in ((_WEIGHTS, np.float32), (_ROWS, np.int32), (_STARTS, np.int64))
-        )
+            for name, kind in (
+                (_WEIGHTS, np.float32), (_ROWS, np.int32), (_STARTS, np.int64),
+                (_MOST, np.float32), (_TABLED, np.int64),
+            )
+        )  # fmt: skip
+        self.tables = _load(directory / _TABLES, np.uint8, in_memory, dimensions=2)
         self._terms = ByteStrings(directory, _TERMS)
-        if len(self.starts) != len(self._terms) + 1 or not (
-            len(self.weights) == len(self.rows) == self.starts[-1]
+        if (
+            not len(self.starts) - 1 == len(self.most) == len(self._terms)
+            or not len(self.weights) == len(self.rows) == self.starts[-1]
+            or len(self.tables) != len(tabled)
         ):
             raise IntegrityError(f"{directory}: its arrays differ in length; build it again")
+        self._table_of = {number: place for place, number in enumerate(tabled.tolist())}
+        self._step = _table_step(self.most, tabled)
 
         lengths = np.diff(self._terms.ends, prepend=0)
         # Most words differ in their first eight bytes, and comparing numbers is quick.
@@ -95,32 +112,39 @@ class Postings:
     def scores(self, terms: Sequence[str], passages: int) -> npt.NDArray[np.float32]:
         """Sums of weights, shape ``(passages,)``; a term that comes twice counts twice."""
         scores = np.zeros(passages, np.float32)
-        for postings in self._places(terms):
-            # A row stands once among the postings of a term, so no addition is lost.
-            scores[self.rows[postings]] += self.weights[postings]
+        for number in self._numbers(terms):
+            place = slice(self.starts[number], self.starts[number + 1])
+            np.add.at(scores, self.rows[place], self.weights[place])
         return scores
 
     def terms(self, terms: Sequence[str]) -> list[TermPostings]:
         """The postings of the terms that any passage holds; a term that comes twice, twice."""
-        return [
-            TermPostings(self.rows[place], self.weights[place])
-            for place in self._places(terms)
-            if place.stop > place.start
-        ]
+        return [self._term(number) for number in self._numbers(terms)]
 
-    def _places(self, terms: Sequence[str]) -> list[slice]:
-        """Where the postings of each term lie; nowhere for one that no passage holds."""
+    def _term(self, number: int) -> TermPostings:
+        place = slice(self.starts[number], self.starts[number + 1])
+        at = self._table_of.get(number)
+        return TermPostings(
+            self.rows[place],
+            self.weights[place],
+            float(self.most[number]),
+            None if at is None else self.tables[at],
+            self._step,
+        )
+
+    def _numbers(self, terms: Sequence[str]) -> list[int]:
+        """The places of the terms in their order, those left out that no passage holds."""
         encoded = [_encode(term) for term in terms]
         keys = np.array([int.from_bytes(term[:8].ljust(8, b"\0"), "big") for term in encoded], "u8")
         first = np.searchsorted(self._starts_of_terms, keys).tolist()
         last = np.searchsorted(self._starts_of_terms, keys, side="right").tolist()
-        return [self._of(*each) for each in zip(encoded, first, last, strict=True)]
+        numbers = map(self._number, encoded, first, last)
+        return [number for number in numbers if number is not None]
 
-    def _of(self, term: bytes, first: int, last: int) -> slice:
-        number = bisect_left(self._terms, term, first, last)
-        if number == last or self._terms[number] != term:
-            return slice(0, 0)
-        return slice(int(self.starts[number]), int(self.starts[number + 1]))
+    def _number(self, term: bytes, low: int, high: int) -> int | None:
+        """The place of a term, which is from ``low`` up to ``high``, if anywhere."""
+        place = bisect_left(self._terms, term, low, high) if high - low > 1 else low
+        return place if place < high and self._terms[place] == term else None
 
 
 def write_postings(
@@ -157,6 +181,35 @@ def write_postings(
     norms = _length_norms(lengths, mean, k1, b)
     _scatter(pairs, numbers, distinct, norms, idf, starts[:-1].copy(), directory)
     spool.unlink()
+    write_bounds(directory, len(corpus))
+
+
+def write_bounds(directory: Path, passages: int) -> None:
+    """Write what a search leaves passages out by: the largest weights, and the tables."""
+    weights, rows = (
+        _load(directory / name, kind, in_memory=False)
+        for name, kind in ((_WEIGHTS, np.float32), (_ROWS, np.int32))
+    )
+    starts = np.load(directory / _STARTS)
+    most = np.zeros(len(starts) - 1, np.float32)
+    if len(most):
+        np.maximum.reduceat(weights, starts[:-1], out=most)
+    frequent = np.diff(starts) * _SHARE >= passages
+    tabled = np.flatnonzero(frequent & (passages > SMALL))
+    np.save(directory / _MOST, most)
+    np.save(directory / _TABLED, tabled)
+    step = _table_step(most, tabled)
+    shape = (len(tabled), passages)
+    tables = np.lib.format.open_memmap(directory / _TABLES, "w+", np.uint8, shape)
+    for at, number in enumerate(tabled.tolist()):
+        place = slice(starts[number], starts[number + 1])
+        tables[at] = table(rows[place], weights[place], passages, step)
+    tables.flush()
+
+
+def _table_step(most: npt.NDArray[np.float32], tabled: npt.NDArray[np.int64]) -> float:
+    """What 1 stands for in the tables: all weights are at most ``LEVELS`` steps."""
+    return float(most[tabled].max(initial=0)) / LEVELS
 
 
 def quantised_length(length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -170,21 +223,26 @@ def quantised_length(length: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.where(length < 24, length, 24 + (above >> shift << shift))
 
 
+class _Numbered(dict[str, int]):
+    """Numbers from 0 for terms, in the order in which they are met."""
+
+    def __missing__(self, term: str) -> int:
+        number = self[term] = len(self)
+        return number
+
+
 def _analyse(
     corpus: Corpus, analyzer: EnglishAnalyzer, spool: Path, progress: Progress
 ) -> tuple[dict[str, int], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Spool ``(term, count)`` of every passage; its distinct terms and its length are returned."""
-    vocabulary: dict[str, int] = {}
+    vocabulary = _Numbered()
     distinct, lengths = array("i"), array("q")
     with spool.open("wb", buffering=1 << 20) as handle:
         for done, passage in enumerate(corpus, start=1):
             counts = Counter(analyzer.words(indexed_text(passage)))
-            pairs = [
-                number
-                for term, count in counts.items()
-                for number in (vocabulary.setdefault(term, len(vocabulary)), count)
-            ]
-            handle.write(np.array(pairs, "<u4").tobytes())
+            numbers = map(vocabulary.__getitem__, counts)
+            pairs = zip(numbers, counts.values(), strict=True)
+            handle.write(np.fromiter(chain.from_iterable(pairs), "<u4").tobytes())
             distinct.append(len(counts))
             lengths.append(counts.total())
             if done % 10_000 == 0:
@@ -241,12 +299,12 @@ def _scatter(
     rows.flush()
 
 
-def _load(path: Path, dtype: Any, in_memory: bool) -> npt.NDArray[Any]:
+def _load(path: Path, dtype: Any, in_memory: bool, dimensions: int = 1) -> npt.NDArray[Any]:
     try:
         mapped = np.load(path, mmap_mode=None if in_memory else "r", allow_pickle=False)
     except ARRAY_ERRORS as error:
         raise IntegrityError(f"{path}: cannot be read ({error}); build it again") from error
-    if mapped.ndim != 1 or mapped.dtype != dtype:
+    if mapped.ndim != dimensions or mapped.dtype != dtype:
         raise IntegrityError(f"{path}: not the array that was written; build it again")
     # A plain view keeps the mapping and drops np.memmap's cost at every slice.
     plain: npt.NDArray[Any] = mapped.view(np.ndarray)
