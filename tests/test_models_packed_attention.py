@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -19,7 +20,8 @@ from transformers import (
 )
 
 from searchrl.models import packed_attention
-from searchrl.models.packed_attention import TreeAttention, packs, run_packed, tree_mask
+from searchrl.models.packed_attention import TreeAttention, tree_mask
+from searchrl.models.packed_blocks import packs, run_packed
 from searchrl.models.token_tree import TokenTree, build_tree
 
 CPU = torch.device("cpu")
@@ -114,7 +116,7 @@ def test_the_block_mask_of_other_devices_says_the_same() -> None:
     q = torch.randn(1, 4, len(tree), 8)
     k, v = torch.randn(1, 2, len(tree), 8), torch.randn(1, 2, len(tree), 8)
     expected = TreeAttention(tree, CPU).attend(0, q, k, v, 0.3)
-    masked = packed_attention.flex_attend(q, k, v, tree_mask(tree, CPU), 0.3)
+    masked = packed_attention.flex_attend(q, k, v, tree_mask(tree, np.arange(len(tree)), CPU), 0.3)
     torch.testing.assert_close(masked, expected, atol=1e-5, rtol=1e-5)
 
 
