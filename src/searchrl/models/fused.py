@@ -41,10 +41,11 @@ def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch
     return found
 
 
-def _pieces(rows: int, width: int) -> Iterator[slice]:
-    """Rows that are gone over together."""
-    size = max(1, _NUMBERS_AT_A_TIME // width)
-    return (slice(start, start + size) for start in range(0, rows, size))
+def _pieces(rows: torch.Tensor) -> Iterator[slice]:
+    """Rows that are gone over together; all of them where there is no such cache."""
+    count, width = len(rows), rows[:1].numel()
+    size = max(1, count if rows.is_cuda else _NUMBERS_AT_A_TIME // max(1, width))
+    return (slice(start, start + size) for start in range(0, count, size))
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -53,7 +54,7 @@ class _RmsNorm(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(rows)
         scales = rows.new_empty(len(rows), 1)
-        for own in _pieces(*rows.shape):
+        for own in _pieces(rows):
             norms = torch.linalg.vector_norm(rows[own], dim=-1, keepdim=True)
             scale = norms.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
             scales[own] = scale
@@ -66,7 +67,7 @@ class _RmsNorm(torch.autograd.Function):
         rows, weight, scales = ctx.saved_tensors
         d_out = gradients[0].reshape(rows.shape)
         d_x, d_weight = torch.empty_like(rows), torch.zeros_like(weight)
-        for own in _pieces(*rows.shape):
+        for own in _pieces(rows):
             normal = rows[own] * scales[own]
             product = d_out[own] * normal
             d_weight += product.sum(dim=0)
@@ -96,7 +97,7 @@ def _rotated(
     """``x`` rotated by its angles, or with the other sign back."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     half = x.shape[-1] // 2
-    for own in _pieces(len(x), x[0].numel()):
+    for own in _pieces(x):
         first, second = x[own, :, :half], x[own, :, half:]
         cosine, sine = cosines[own], sines[own]
         torch.mul(first, cosine, out=out[own, :, :half]).addcmul_(second, sine, value=-sign)

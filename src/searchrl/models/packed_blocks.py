@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _FAMILIES = frozenset({"qwen2", "qwen3", "llama"})
 """Those whose packed results the tests hold against their padded ones."""
 
+_TOKENS_AT_A_TIME = 512
+"""That pass through the second half of a block together as a CPU decodes."""
+
 
 def packs(config: PretrainedConfig) -> bool:
     """Whether a model of this configuration can be run on packed rows.
@@ -117,8 +120,20 @@ def _block(
     q, k, v = (some.to(v.dtype).transpose(0, 1).unsqueeze(0) for some in (q, k, v))
     seen = row.attention.attend(attention.layer_idx, q, k, v, attention.scaling)
     hidden_ND = hidden_ND + attention.o_proj(seen[0].transpose(0, 1).flatten(1))
-    mixed: torch.Tensor = block.mlp(_norm(block.post_attention_layernorm, hidden_ND))
-    return hidden_ND + mixed
+    return _mixed(block, hidden_ND)
+
+
+def _mixed(block: Any, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """The second half of a block, which takes each token for itself."""
+    if hidden_ND.is_cuda or not torch.is_inference_mode_enabled():
+        mixed: torch.Tensor = block.mlp(_norm(block.post_attention_layernorm, hidden_ND))
+        return hidden_ND + mixed
+    # A few tokens at a time, so that what is between its matrices stays in a core's cache. Passes of
+    # the update round alike, with gradients and without, so those are left whole.
+    for start in range(0, len(hidden_ND), _TOKENS_AT_A_TIME):
+        own = hidden_ND[start : start + _TOKENS_AT_A_TIME]
+        own += block.mlp(_norm(block.post_attention_layernorm, own))
+    return hidden_ND
 
 
 def _heads(attention: Any, projected: torch.Tensor, norm: str | None = None) -> torch.Tensor:
@@ -129,8 +144,8 @@ def _heads(attention: Any, projected: torch.Tensor, norm: str | None = None) -> 
 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """A module's norm, fused where all is in single precision on a CPU."""
-    if x.is_cuda or x.dtype != torch.float32 or module.weight.dtype != torch.float32:
+    """A module's norm, fused where all is in single precision."""
+    if x.dtype != torch.float32 or module.weight.dtype != torch.float32:
         own: torch.Tensor = module(x)
         return own
     return rms_norm(x, module.weight, module.variance_epsilon)
