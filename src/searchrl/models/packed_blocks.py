@@ -63,7 +63,7 @@ def run_packed(
     hidden_ND = trunk.embed_tokens(tokens)
     angles = trunk.rotary_emb(hidden_ND, positions.unsqueeze(0))
     # Transformers writes each angle twice, for both numbers of a pair.
-    cosines, sines = (part[0, :, None].chunk(2, dim=-1)[0] for part in angles)
+    cosines, sines = (part[0, :, None].chunk(2, dim=-1)[0].contiguous() for part in angles)
     row = _Row(attention, cosines, sines)
     with _running(trunk.layers[:-1], row), _running(trunk.layers[-1:], row, wanted):
         for block in trunk.layers:
