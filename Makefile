@@ -48,11 +48,20 @@ test-verifiers: .venv-verifiers/ready
 	    --editable . --editable integrations/verifiers pytest
 	touch $@
 
-.venv-verl/ready .venv-trl/ready: .venv-%/ready: pyproject.toml
-	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
-	    --editable '.[torch,serve,$*]' pytest pytest-timeout hypothesis
+.venv-trl/ready: pyproject.toml
+	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --editable '.[torch,serve,trl]' pytest pytest-timeout hypothesis
+	touch $@
+
+# uv, since pip takes four minutes for as many packages as verl needs; torch by pip, which takes a CPU build where one is
+# at hand. Without pinned versions the search for ones that go together takes half an hour.
+.venv-verl/ready: pyproject.toml constraints-verl.txt
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt torch==2.13.0 uv
+	.venv-verl/bin/uv pip install --quiet --python .venv-verl/bin/python -c constraints-verl.txt \
+	    --editable '.[torch,serve,verl]' pytest pytest-timeout hypothesis
 	touch $@
 
 test-vllm: .venv-vllm/ready

@@ -4,9 +4,10 @@
 
 Retrieved-token masking on and off, PPO and GRPO; one, three or five passages a search; groups of
 one, three or five episodes, at the same number of episodes a step, where the paper has the same
-number of questions. Each run is one command; finished ones are not run again. All are evaluated on
-the same held-out questions. A group of one has nothing to be compared with: its advantage is the
-reward itself, as in the original.
+number of questions. A searcher that gets one passage or five was taught its format with as many.
+Each run is one command; finished ones are not run again. All are evaluated on the same held-out
+questions. A group of one has nothing to be compared with: its advantage is the reward itself, as in
+the original.
 """
 
 from __future__ import annotations

@@ -77,11 +77,17 @@ class Study:
         """Where the runs of this seed lie."""
         return self.out / f"seed-{self.seed}"
 
-    def taught(self, name: str) -> Part:
-        """A model that was shown a method's format; the lesson is the same for every seed."""
-        out, lesson = self.out / "taught" / name, LESSONS[name]
+    def taught(self, name: str, k: int = K) -> Part:
+        """A model that was shown a method's format; the lesson is the same for every seed.
+
+        Args:
+            name: of the method.
+            k: passages a search.
+        """
+        lesson = LESSONS[name]
+        out = self.out / "taught" / (name if k == K else f"{name}-top{k}")
         settings = {"format": name, "out": out, "right": lesson.right, "steps": lesson.steps}
-        settings |= {"good": GOOD, "seed": 0, "threads": 1}
+        settings |= {"good": GOOD, "seed": 0, "threads": 1} | ({} if k == K else {"k": k})
         arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
         return Part(out, ("scripts.tiny_models.formats", *arguments), RECORD)
 
@@ -92,10 +98,11 @@ class Study:
     def search_r1(
         self, algorithm: str, variant: str = "", changes: Mapping[str, Any] | None = None
     ) -> Part:
-        """A run of Search-R1, from the model that was taught its format."""
+        """A run of Search-R1, from the model that was taught its format with as many passages."""
         name = "-".join(part for part in ("search-r1", algorithm, variant) if part)
         values = {**SEARCH_R1, **(changes or {})}
-        return self.trained(name, f"tiny-search-r1-{algorithm}", values, self.taught("search_r1"))
+        taught = self.taught("search_r1", values["agent.k"])
+        return self.trained(name, f"tiny-search-r1-{algorithm}", values, taught)
 
     def trained(
         self, name: str, recipe: str, changes: Mapping[str, Any], model: Part | None = None

@@ -48,6 +48,10 @@ def check(study: Study, part: Part) -> None:
         assert recipe.searcher.model in {str(other.out) for other in part.after}
     if recipe.agent.kind == "search_r1":
         assert recipe.agent.max_turns == 3
+        shown = (
+            recipe.searcher.model.rpartition("-top")[2] if "-top" in recipe.searcher.model else "3"
+        )
+        assert not recipe.agent.search or recipe.agent.k == int(shown)
         assert recipe.learning.kl_coefficient > 0
 
 

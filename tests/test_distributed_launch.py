@@ -19,7 +19,8 @@ from searchrl.training.run_directory import RunDirectory
 from tests.training_fixtures import save_model, small_recipe
 
 # Does what verl does to the disk: logs steps, keeps checkpoints, goes on from the newest. The file
-# "deaths" says after which step each attempt dies; -1 is before anything was done.
+# "deaths" says after which step each attempt dies; -1 is before anything was done, -2 before Ray
+# was there.
 _VERL = """
 import json, os, sys
 from pathlib import Path
@@ -33,6 +34,8 @@ dies = [int(d) for d in deaths.read_text().split()]
 deaths.write_text(" ".join(map(str, dies[1:])))
 death = dies[0] if dies else 99
 last = int(settings["trainer.total_training_steps"])
+if death == -2:
+    sys.exit("Exception: The current node timed out during startup. This could happen because")
 with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as log:
     for step in range(start + 1, last + 1):
         if death < step:
@@ -138,6 +141,15 @@ def test_a_run_that_never_begins_is_the_settings_fault(recipe: Recipe, tmp_path:
     (tmp_path / "deaths").write_text("-1")
     with pytest.raises(InputError, match="did not get to its first step: RuntimeError: a GPU"):
         train(recipe, tmp_path / "run")
+
+
+def test_a_machine_too_busy_for_ray_is_asked_again(recipe: Recipe, tmp_path: Path) -> None:
+    deaths = tmp_path / "deaths"
+    deaths.write_text("-2")
+    assert train(recipe, tmp_path / "run") == [1, 2, 3, 4]
+    deaths.write_text("-2 -2")
+    with pytest.raises(InfrastructureError, match="timed out during startup"):
+        train(recipe, tmp_path / "other")
 
 
 def test_a_line_of_the_log_is_read_when_it_is_whole(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import searchrl
 from searchrl.data.questions import Question
 from searchrl.distributed.dataset import QuestionSchedule
 from searchrl.distributed.failure_rules import check_failures, groups_below, session_of
-from searchrl.distributed.lengths import Lengths, episode_lengths
 from searchrl.distributed.plugin_check import check_worker
 from searchrl.distributed.schedule import read_schedule, write_schedule
 from searchrl.distributed.translation import (
@@ -250,16 +249,6 @@ def test_a_value_on_the_command_line(value: Any, text: str) -> None:
 def test_what_is_not_in_verls_files_is_marked() -> None:
     assert command_line({"data.searchrl.run": "/r"}) == ['++data.searchrl.run="/r"']
     assert command_line({"++own.key": 1}) == ["++own.key=1"]
-
-
-def test_the_lengths_hold_every_episode() -> None:
-    s3 = load_recipe("s3-8-3-3").agent
-    assert episode_lengths(s3) == Lengths(2000, 4 * 500 + 3 * (1400 + 64))
-    search_r1 = load_recipe("search-r1-v0.3-ppo").agent
-    assert episode_lengths(search_r1) == Lengths(2048, 4596)
-    assert Lengths(500, 2000).within(2048) == Lengths(500, 1548)
-    assert Lengths(3000, 10).within(2048) == Lengths(2047, 1)
-    assert Lengths(500, 100).within(None) == Lengths(500, 100)
 
 
 def test_the_schedule_is_the_in_process_order(tmp_path: Path) -> None:

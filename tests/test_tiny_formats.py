@@ -42,8 +42,8 @@ def index(world: World) -> Bm25Retriever:
     return _INDEXES[world.seed]
 
 
-def search(world: World, query: str, k: int) -> list[Hit]:
-    return asyncio.run(index(world).search([query], k))[0]
+def search(world: World, query: str) -> list[Hit]:
+    return asyncio.run(index(world).search([query], K))[0]
 
 
 class Follower(ScriptedModel):

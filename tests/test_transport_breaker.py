@@ -5,13 +5,19 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from searchrl.transport.breaker import IN_A_ROW, SECONDS_OPEN, WINDOW, Breaker, State
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """T-C03. Calls begin and end in any order while time passes.
+    """Calls begin and end in any order while time passes.
 
     ``history`` holds what happened since the last change of state; a call belongs to the change it
     began after.
@@ -98,8 +104,20 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.down_for == expected
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
-TestBreaker = BreakerMachine.TestCase
+def hold(runs: int) -> None:
+    run_state_machine_as_test(
+        BreakerMachine,
+        settings=settings(max_examples=runs, stateful_step_count=50, deadline=None),
+    )
+
+
+def test_T_C03_what_it_promises_holds() -> None:
+    hold(80)
+
+
+@pytest.mark.pipeline
+def test_T_C03_what_it_promises_holds_a_thousand_times() -> None:
+    hold(1_000)
 
 
 def breaker_after(outcomes: list[bool]) -> Breaker:

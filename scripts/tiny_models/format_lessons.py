@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from scripts.tiny_models.lessons import UNKNOWN, Builder, Search, asked, thought, wrong_query
+from scripts.tiny_models.lessons import UNKNOWN, Builder, asked, thought, wrong_query
 from searchrl.agents.prompts import (
     deep_retrieval_prompt,
     ircot_prompt,
@@ -32,12 +32,13 @@ from searchrl.training.supervised import Example
 
 HOPS = {1: 0.2, 2: 0.45, 3: 0.35}
 K = 3
-"""Passages a search."""
+"""Passages a search, where a comparison does not vary them."""
 SEARCHES = 3
 """Searches at most: as many retrievals as s3 makes with the tiny recipes, its first included."""
 PASSAGES = 15
 """Passages that IRCoT collects at most."""
 
+Search = Callable[[World, str], list[Hit]]
 Stream = Iterator[Example]
 Lesson = Callable[[PreTrainedTokenizerBase, int, Search, float], Stream]
 
@@ -81,7 +82,7 @@ class _Trail:
 
     def look_up(self, query: str) -> list[Hit]:
         """Search, and read what is found."""
-        hits = self._search(self._world, query, K)
+        hits = self._search(self._world, query)
         for hit in hits:
             if len(self._seen) < PASSAGES:
                 self._seen.setdefault(hit.passage.id, hit)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from functools import partial
 from pathlib import Path
 
-from scripts.tiny_models.format_lessons import LESSONS
+from scripts.tiny_models.format_lessons import LESSONS, K
 from scripts.tiny_models.teaching import Lesson, bm25_search, load_tokenizer, load_weights, teach
 from searchrl.cli.machine import use_machine
 from searchrl.models.tokenizers import model_path
@@ -30,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--format", choices=LESSONS, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--k", type=int, default=K, help=f"passages a search ({K})")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--good", type=int, default=2_000, help="good demonstrations, shown first")
     parser.add_argument("--right", type=float, default=0.3, help="share of right queries after")
@@ -40,8 +42,9 @@ def main() -> None:
     use_machine(options.threads)
     begin_with = Path(model_path("tiny-generator"))
     tokenizer, demonstrate = load_tokenizer(begin_with), LESSONS[options.format]
-    good = demonstrate(tokenizer, options.seed + 7, bm25_search, GOOD)
-    rest = demonstrate(tokenizer, options.seed + 8, bm25_search, options.right)
+    search = partial(bm25_search, k=options.k)
+    good = demonstrate(tokenizer, options.seed + 7, search, GOOD)
+    rest = demonstrate(tokenizer, options.seed + 8, search, options.right)
     settings = SupervisedSettings(
         steps=options.steps,
         tokens_per_step=TOKENS_PER_STEP,

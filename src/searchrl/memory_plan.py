@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from searchrl.agents.s3 import S3Options
-from searchrl.agents.search_r1 import SearchR1Options
-from searchrl.agents.trained import AgentOptions
+from searchrl.agents.lengths import episode_lengths
 from searchrl.data.options import FileData
 from searchrl.errors import InputError
 from searchrl.models.options import CPU_CACHE, LocalModelOptions, VllmOptions
@@ -86,24 +84,6 @@ def memory_plan(recipe: Recipe) -> list[Part]:
     return [*_training(recipe, recipe.searcher, shape), *_frozen(recipe), *_index(recipe)]
 
 
-def episode_tokens(agent: AgentOptions, context: int) -> tuple[int, int]:
-    """Tokens of the longest episode, and those of them that its model writes.
-
-    Args:
-        agent: its budgets.
-        context: the longest sequence that its model takes.
-    """
-    if isinstance(agent, S3Options | SearchR1Options):
-        written = (agent.max_turns + 1) * agent.max_response_tokens
-        longest = agent.max_prompt_tokens + written + agent.max_turns * agent.max_observation_tokens
-    else:
-        written, longest = agent.max_response_tokens, context
-    if isinstance(agent, SearchR1Options):
-        longest = min(longest, agent.max_context_tokens)
-    longest = min(longest, context)
-    return longest, min(written, longest)
-
-
 def _training(recipe: Recipe, searcher: LocalSearcher, shape: Shape) -> Iterator[Part]:
     options, device = recipe.learning, searcher.device
     number, form = _number(searcher), _form(recipe, searcher)
@@ -111,10 +91,11 @@ def _training(recipe: Recipe, searcher: LocalSearcher, shape: Shape) -> Iterator
     if device.startswith("cuda"):
         yield Part("CUDA and its libraries", device, _CUDA, "an allowance")
     yield from _trained(recipe, device, shape, number)
-    longest, written = episode_tokens(recipe.agent, shape.context)
+    lengths = episode_lengths(recipe.agent).within(shape.context)
+    longest = lengths.total
     episodes = recipe.rollout.questions_per_step * recipe.rollout.group_size
     padded = min(max(options.tokens_per_micro_batch, longest), episodes * longest)
-    predicted = min(padded, -(-padded * written // longest))
+    predicted = min(padded, -(-padded * lengths.sampled // longest))
     activations = activation_bytes(shape, padded, form, options.gradient_checkpointing)
     note = f"a micro-batch of {padded:,} tokens"
     yield Part("activations", device, activations, note, "update")

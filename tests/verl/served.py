@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from searchrl.recipe import Recipe
+import httpx2
+
+from searchrl.recipe import HttpGenerator, Recipe
 from tests.command_line import free_port
 from tests.verl.verl_fixtures import recipe
 
@@ -44,6 +50,43 @@ class Served:
             return asking.connect_ex(("127.0.0.1", self.port)) == 0
 
 
+class Garbling:
+    """Stands before a retriever and answers every third query, by its checksum, with nonsense."""
+
+    def __init__(self, port: int, spared: Collection[str]) -> None:
+        spared = frozenset(spared)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                garbled = any(
+                    query not in spared and zlib.crc32(query.encode()) % 3 == 0
+                    for query in json.loads(body)["queries"]
+                )
+                answer = b"nonsense"
+                if not garbled:
+                    url, kind = f"http://127.0.0.1:{port}{self.path}", "application/json"
+                    answer = httpx2.post(url, content=body, headers={"Content-Type": kind}).content
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                return None
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/retrieve"
+
+    def __enter__(self) -> Garbling:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 def wait_for(happened: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
@@ -64,9 +107,8 @@ def services(folder: Path, *overrides: str) -> Iterator[tuple[Served, Served, Re
     files = {"kind": "files", "corpus": str(corpus), "questions": str(questions)}
     values["data"] = {"train": files, "test": files}
     values["retriever"] = {"kind": "http", "url": f"http://127.0.0.1:{retriever.port}/retrieve"}
-    for key in ("device", "dtype", "thinking"):
-        values["generator"].pop(key)
-    values["generator"] |= {
+    shared = HttpGenerator.model_fields.keys() & values["generator"].keys()
+    values["generator"] = {key: values["generator"][key] for key in shared} | {
         "kind": "http",
         "url": f"http://127.0.0.1:{generator.port}/v1",
         "model": "tiny-generator",

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from searchrl.distributed.launch import train_on_verl
+from searchrl.distributed.process import RAY_TOO_SLOW, last_error
 from searchrl.experiment import Experiment
 from searchrl.training.checkpoint import searcher_path
 from searchrl.training.run_directory import RunDirectory
@@ -31,6 +32,8 @@ def check_run(run: Path) -> None:
     assert sum(rewards[-3:]) > sum(rewards[:3])
     assert searcher_path(run) == run / "checkpoints" / "final"
     assert (run / "STATUS").read_text() == "success\n"
+    *failed, _ = sorted((run / "logs").glob("verl-*.log"))
+    assert all(RAY_TOO_SLOW in last_error(log) for log in failed)
     assert len((run / "episodes" / "step_000008.jsonl").read_text().splitlines()) == 16
 
 

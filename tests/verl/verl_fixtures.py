@@ -33,7 +33,7 @@ def recipe(
             "verl.gpus_per_node=1",
             "verl.agent_workers=1",
             "verl.stall_seconds=300",
-            "verl.restarts=0",
+            "verl.restarts=2",
             *overrides,
         ],
     ).model_dump(mode="json")

@@ -22,6 +22,7 @@ from searchrl.distributed.episode_facts import FACTS, facts_of
 from searchrl.distributed.services import services_of
 from searchrl.distributed.token_server import ServedPolicy
 from searchrl.distributed.trajectory import Trajectory, trajectories
+from searchrl.errors import InfrastructureError
 
 _DECIDED_HERE = ("temperature", "max_tokens", "stop", "seed", "logprobs")
 
@@ -53,6 +54,8 @@ class SearchLoop(AgentLoopBase):  # type: ignore[misc]
         temperature = float(sampling_params["temperature"])
         episode = await services.attempt(question, policy, step, sample, temperature)
         services.keep(episode, step, services.place(int(row["index"]), sample))
+        if episode.reward is None or episode.reward.value is None:
+            raise InfrastructureError(episode.error or "no reward")
         fields = {**policy.versions, FACTS: facts_of(episode), "reward_extra_info": {}}
         return [_output(part, episode, dict(fields)) for part in trajectories(episode)]
 

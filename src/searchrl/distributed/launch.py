@@ -6,7 +6,8 @@ after every checkpoint of verl. verl's own checkpoints, from which a killed run 
 ``verl/checkpoints``. A run that died starts again from the newest of them; how often without a new
 one in between is ``verl.restarts``. On a running cluster it first waits for GPUs in the place of
 those that a dead machine took along. An attempt that did not get to a single step at the start of a
-run is an error of the setting, and ends it. A guard that stops a run in process stops it here.
+run is an error of the setting, and ends it, unless the machine was too busy to start Ray. A guard
+that stops a run in process stops it here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pydantic import JsonValue
 
 from searchrl.data.jsonl import write_jsonl
 from searchrl.data.storage import atomic_directory
-from searchrl.distributed.process import last_error, running
+from searchrl.distributed.process import RAY_TOO_SLOW, last_error, running
 from searchrl.distributed.schedule import write_schedule
 from searchrl.distributed.services import kept_episodes
 from searchrl.distributed.translation import Place, command_line, translate
@@ -153,10 +154,10 @@ class _Follower:
         """End a run that will not get further.
 
         Raises:
-            InputError: it never did a step.
+            InputError: it never did a step, though Ray was there.
             InfrastructureError: it was restarted as often as it may be.
         """
-        if not begun:
+        if not begun and RAY_TOO_SLOW not in reason:
             raise InputError(f"verl did not get to its first step: {reason}")
         if failures > self._recipe.verl.restarts:
             raise InfrastructureError(f"verl died again without a new checkpoint: {reason}")

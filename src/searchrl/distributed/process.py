@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _GRACE_SECONDS = 30.0
+RAY_TOO_SLOW = "The current node timed out during startup"
+"""How Ray puts it that a busy machine did not start it within its 30 seconds."""
 _PR_SET_PDEATHSIG = 1
 
 

@@ -16,7 +16,6 @@ from searchrl.agents.trained import open_agent
 from searchrl.data.questions import Question
 from searchrl.data.storage import write_json
 from searchrl.distributed.gathering import GatheringRetriever
-from searchrl.errors import InfrastructureError
 from searchrl.experiment import Experiment
 from searchrl.models.protocol import LanguageModel
 from searchrl.recipe_file import load_recipe
@@ -54,7 +53,7 @@ class Services:
     async def attempt(
         self, question: Question, policy: LanguageModel, step: int, sample: int, temperature: float
     ) -> Episode:
-        """One scored episode.
+        """One scored episode; its reward has no value where a service failed.
 
         Args:
             question: what is asked.
@@ -62,16 +61,11 @@ class Services:
             step: counted from 0.
             sample: the episode's place among those of its question.
             temperature: of its sampling.
-
-        Raises:
-            InfrastructureError: a service failed; there is no reward.
         """
         agent = open_agent(self._recipe.agent, policy, self._retriever)
         seed = derive_seed(self._recipe.seed, step, question.id, sample)
         episode = await agent.run(question, Draw(temperature, seed))
         episode.reward = await self._reward.score(episode)
-        if episode.error is not None or episode.reward.value is None:
-            raise InfrastructureError(episode.error or "no reward")
         return episode
 
     def keep(self, episode: Episode, step: int, place: int) -> None:

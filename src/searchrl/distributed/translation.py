@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from searchrl.distributed.lengths import Lengths, episode_lengths
+from searchrl.agents.lengths import Lengths, episode_lengths
 from searchrl.errors import InputError
 from searchrl.models.tokenizers import model_path
 from searchrl.recipe import HttpSearcher, LocalSearcher, Recipe
@@ -248,7 +248,7 @@ def _rollout(recipe: Recipe, lengths: Lengths) -> Settings:
         f"{rollout}.top_k": -1,
         f"{rollout}.seed": recipe.seed,
         f"{rollout}.calculate_log_probs": True,
-        f"{rollout}.max_model_len": lengths.total,
+        f"{rollout}.max_model_len": lengths.window,
         f"{rollout}.max_num_seqs": cluster.max_sequences,
         f"{rollout}.tensor_model_parallel_size": cluster.tensor_parallel,
         f"{rollout}.gpu_memory_utilization": cluster.rollout_memory,
@@ -359,10 +359,10 @@ def _check_numbers(recipe: Recipe, lengths: Lengths) -> None:
             f"not spread over {ranks} GPUs; change it, rollout.group_size or learning.mini_batches"
         )
     room = learning.tokens_per_micro_batch * cluster.sequence_parallel
-    if room < lengths.total:
+    if room < lengths.window:
         raise InputError(
             f"learning.tokens_per_micro_batch = {learning.tokens_per_micro_batch}: an episode can "
-            f"have {lengths.total} tokens and has to fit; raise it or verl.sequence_parallel"
+            f"have {lengths.window} tokens and has to fit; raise it or verl.sequence_parallel"
         )
 
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from searchrl.agents.agent import Draw
 from searchrl.agents.episode import Episode
+from searchrl.agents.lengths import episode_lengths
 from searchrl.agents.trained import open_agent
 from searchrl.data.questions import Question
-from searchrl.distributed.lengths import episode_lengths
 from searchrl.distributed.trajectory import Trajectory, trajectories
 from searchrl.errors import InputError
 from searchrl.experiment import Experiment
