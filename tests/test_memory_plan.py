@@ -103,7 +103,7 @@ def packed(model: PreTrainedModel) -> TokenBatch:
 
 def activations(model: PreTrainedModel, form: Form, checkpointed: bool = False) -> int:
     """Bytes that a pass of the model's trunk keeps where every token's state is wanted."""
-    trunk, tree = model.model, packed(model).tree
+    trunk, tree = Critic(model).trunk, packed(model).tree
     tokens, positions = torch.from_numpy(tree.token_ids), torch.from_numpy(tree.positions)
     if checkpointed:
         recompute_blocks(trunk)
