@@ -234,9 +234,7 @@ class _TreeFunction(torch.autograd.Function):
         return d_q, d_k, d_v, None, None
 
 
-def range_mask(
-    starts: Indices, ends: Indices, queries: Indices, device: torch.device
-) -> BlockMask:
+def range_mask(starts: Indices, ends: Indices, queries: Indices, device: torch.device) -> BlockMask:
     """For FlexAttention: the query of place ``i`` sees key ``j`` where ``starts[j] <= i < ends[j]``.
 
     Args:

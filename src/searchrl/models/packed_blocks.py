@@ -128,8 +128,8 @@ def _mixed(block: Any, hidden_ND: torch.Tensor) -> torch.Tensor:
     if hidden_ND.is_cuda or not torch.is_inference_mode_enabled():
         mixed: torch.Tensor = block.mlp(_norm(block.post_attention_layernorm, hidden_ND))
         return hidden_ND + mixed
-    # A few tokens at a time, so that what is between its matrices stays in a core's cache. Passes of
-    # the update round alike, with gradients and without, so those are left whole.
+    # A few tokens at a time, so that what is between its matrices stays in a core's cache. The
+    # update's passes have to round alike, with gradients and without: those are left whole.
     for start in range(0, len(hidden_ND), _TOKENS_AT_A_TIME):
         own = hidden_ND[start : start + _TOKENS_AT_A_TIME]
         own += block.mlp(_norm(block.post_attention_layernorm, own))

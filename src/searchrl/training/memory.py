@@ -50,8 +50,8 @@ def _block_numbers(shape: Shape, form: Form) -> float:
     compute in single precision in any form, and are fused where they are given that.
     """
     heads, small = shape.heads + shape.kv_heads, form != "float32"
-    # Two norms keep their input, what they scale where they are not fused, and hand a copy on to the
-    # matrices.
+    # Two norms keep their input, what they scale where they are not fused, and hand a copy on to
+    # the matrices.
     stream = {"float32": 4.0, "autocast": 4.5, "bfloat16": 4.0}[form]
     # Gate, its activation, up, and their product.
     mlp = 2.0 if small else 4.0
