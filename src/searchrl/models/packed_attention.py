@@ -235,7 +235,7 @@ class _TreeFunction(torch.autograd.Function):
 
 
 def range_mask(starts: Indices, ends: Indices, queries: Indices, device: torch.device) -> BlockMask:
-    """For FlexAttention: the query of place ``i`` sees key ``j`` where ``starts[j] <= i < ends[j]``.
+    """For FlexAttention: the query of place ``i`` sees key ``j`` if ``starts[j] <= i < ends[j]``.
 
     Args:
         starts: one a key.
