@@ -38,6 +38,10 @@ class Engine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.cheap = False
+
+    def find(self, queries: Sequence[str], k: int) -> list[list[Hit]] | None:
+        return [hits(query, k) for query in queries] if self.cheap else None
 
     async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         self.calls.append((list(queries), k))
@@ -58,7 +62,7 @@ def play(
 ) -> Any:
     async def run() -> Any:
         engine, recorder = Engine(), Recorder()
-        batcher = Batcher(engine.search, capacity, batch, recorder)
+        batcher = Batcher(engine, capacity, batch, recorder)
         async with asyncio.timeout(5):
             return await script(engine, batcher, recorder)
 
@@ -174,6 +178,65 @@ def test_a_failed_batch_fails_its_requests_and_no_other(error: Exception) -> Non
         assert await batcher.submit(["c"], 1) == [hits("c", 1)]
         await settle()
         assert recorder.loads[-1] == 0
+
+    play(script)
+
+
+def test_what_is_cheap_is_found_on_the_spot_where_nobody_else_waits() -> None:
+    async def script(engine: Engine, batcher: Batcher, recorder: Recorder) -> None:
+        assert batcher.find(["a"], 1) is None
+        engine.cheap = True
+        assert batcher.find(["a", "b"], 2) == [hits("a", 2), hits("b", 2)]
+        assert batcher.find(["a", "a"], 2) is None
+        assert batcher.find([], 2) is None
+        assert recorder.batches == [2]
+        engine.gate.clear()
+        first = batcher.submit(["c"], 1)
+        assert batcher.find(["a"], 1) is None
+        engine.gate.set()
+        assert await first == [hits("c", 1)]
+        await settle()
+        assert batcher.find(["a"], 1) == [hits("a", 1)]
+
+    play(script)
+
+
+async def answered_together(engine: Engine, batcher: Batcher, names: str, seconds: float) -> None:
+    """A batch of its own that takes a while."""
+    engine.gate.clear()
+    together = [batcher.submit([name], 1) for name in names]
+    await asyncio.sleep(seconds)
+    engine.gate.set()
+    await asyncio.gather(*together)
+
+
+def test_clients_that_were_answered_together_are_computed_together_again() -> None:
+    async def script(engine: Engine, batcher: Batcher, recorder: Recorder) -> None:
+        await answered_together(engine, batcher, "abc", 0.5)
+        answers = []
+        for name in "def":
+            answers.append(batcher.submit([name], 1))
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*answers)
+        assert recorder.batches == [3, 3]
+
+    play(script)
+
+
+def test_who_does_not_come_back_is_not_waited_for_long() -> None:
+    async def script(engine: Engine, batcher: Batcher, recorder: Recorder) -> None:
+        await answered_together(engine, batcher, "abc", 0.05)
+        started = asyncio.get_running_loop().time()
+        await batcher.submit(["d"], 1)
+        # A tenth of what the batch took; the test's own machine may be slow.
+        assert asyncio.get_running_loop().time() - started < 0.5
+        await asyncio.sleep(0.02)
+        engine.gate.clear()
+        late = batcher.submit(["e"], 1)
+        await settle()
+        assert engine.calls[-1] == (["e"], 1)
+        engine.gate.set()
+        await late
 
     play(script)
 

@@ -26,7 +26,7 @@ from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.dense import DenseRetriever
 from searchrl.retrieval.encoder import Encoder, EncoderSettings, load_encoder
 from searchrl.retrieval.options import DenseOptions
-from searchrl.retrieval.protocol import Hit, Retriever
+from searchrl.retrieval.protocol import IndexRetriever, Ranking, Retriever
 from searchrl.retrieval.vectors import write_vectors
 
 SEARCHES = ("null", "flat", "encoder", "bm25")
@@ -81,15 +81,16 @@ class DrawnEncoder:
         return np.stack([_directions(seed, 1, self.settings.dimension)[0] for seed in seeds])
 
 
-class NullSearch:
+class NullSearch(IndexRetriever):
     """Finds the same passages for every query."""
 
     def __init__(self) -> None:
-        self._hits = [Hit(passage, 1.0) for passage in passages(TOPK)]
+        self.corpus = list(passages(TOPK))
+        self._ranking = Ranking(np.arange(TOPK), np.ones(TOPK))
 
-    async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """See ``Retriever.search``."""
-        return [self._hits[:k] for _ in queries]
+    def rank(self, queries: Sequence[str], k: int) -> list[Ranking]:
+        """See ``IndexRetriever.rank``."""
+        return [self._ranking] * len(queries)
 
 
 def prepare(setting: Setting, words: str) -> None:

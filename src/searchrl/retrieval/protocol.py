@@ -71,6 +71,14 @@ class IndexRetriever(ABC):
         Raises:
             InputError: ``k`` is not positive.
         """
+        return self.find(queries, k)
+
+    def find(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """What ``search`` returns.
+
+        Raises:
+            InputError: ``k`` is not positive.
+        """
         _check(k)
         return [self._hits(ranking) for ranking in self.rank(queries, k)]
 

@@ -67,9 +67,7 @@ class RetrieverApp(Application):
         self._metrics = Metrics()
         self._backend = Backend(open_retriever, self._metrics.ready, failed, open_reader)
         self._reranking = 0
-        self._batcher = Batcher(
-            self._backend.search, settings.capacity, settings.batch, self._metrics
-        )
+        self._batcher = Batcher(self._backend, settings.capacity, settings.batch, self._metrics)
         self._description = json.dumps(describe(self.routes, guarded=key is not None)).encode()
 
     def _routes(self, reranks: bool) -> Sequence[Route]:
@@ -182,10 +180,14 @@ class RetrieverApp(Application):
             ClientGoneError: the client hung up.
         """
         seconds = request.seconds_left(self._settings.seconds)
+        self._refuse_unopened()
+        k = k or self._settings.topk
         try:
-            return await request.unless_gone(
-                self._submit(queries, k or self._settings.topk), seconds
-            )
+            found = self._batcher.find(queries, k)
+            if found is None:
+                return await request.unless_gone(self._submit(queries, k), seconds)
+            self._metrics.admitted(len(queries))
+            return found
         except InfrastructureError as error:
             raise come_again(str(error), _SECONDS_TO_OPEN) from error
         except TimeoutError:
@@ -220,7 +222,6 @@ class RetrieverApp(Application):
             self._reranking -= pairs
 
     def _submit(self, queries: Sequence[str], k: int) -> asyncio.Future[list[list[Hit]]]:
-        self._refuse_unopened()
         try:
             answer = self._batcher.submit(queries, k)
         except OverloadedError as error:

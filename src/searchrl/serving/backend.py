@@ -1,27 +1,34 @@
 """The retriever of a server, in a thread of its own.
 
-The thread opens the index and then runs every search in its own event loop, so requests are read,
+The thread opens the index and then runs searches in its own event loop, so requests are read,
 checked and answered meanwhile, and the server says that it lives before the index is open. A search
-that computes and one that waits for another service are both at home there.
+that computes and one that waits for another service are both at home there. One that computes less
+than it takes to wake a thread is better off in the thread that has the request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from searchrl.data.passages import Passage
 from searchrl.errors import InfrastructureError, SearchRLError
-from searchrl.retrieval.protocol import Hit, Retriever
+from searchrl.retrieval.protocol import Hit, IndexRetriever, Retriever
 from searchrl.retrieval.rerank import CrossEncoder, reread
 
 Advance = Callable[[float], None]
 """Told the share of the index that has been checked."""
 Open = Callable[[Advance], Retriever]
 OpenReader = Callable[[], CrossEncoder]
+_CHEAP = 0.000_3
+"""Seconds of computing that do not pay for waking a thread twice."""
+_NEW_SHARE = 0.2
+"""How much the latest search counts in the estimate of what one costs."""
 
 
 class Backend:
@@ -54,6 +61,7 @@ class Backend:
         self._failed = failed
         self._loop: asyncio.AbstractEventLoop | None = None
         self._retriever: Retriever | None = None
+        self._cost = math.inf
         self._thread = threading.Thread(target=self._run, name="retriever", daemon=True)
 
     def start(self) -> None:
@@ -71,9 +79,34 @@ class Backend:
         Raises:
             InfrastructureError: the index is not open.
         """
-        if self._retriever is None:
+        retriever = self._retriever
+        if retriever is None:
             raise InfrastructureError("the index is not open yet")
-        return await self._over_there(self._retriever.search(queries, k))
+        if not isinstance(retriever, IndexRetriever):
+            return await self._over_there(retriever.search(queries, k))
+
+        async def work() -> list[list[Hit]]:
+            return self._compute(retriever, queries, k)
+
+        return await self._over_there(work())
+
+    def find(self, queries: Sequence[str], k: int) -> list[list[Hit]] | None:
+        """The answer, computed in the thread that asks, if that is cheap; not during a search."""
+        retriever = self._retriever
+        if not isinstance(retriever, IndexRetriever) or len(queries) * self._cost > _CHEAP:
+            return None
+        return self._compute(retriever, queries, k)
+
+    def _compute(
+        self, retriever: IndexRetriever, queries: Sequence[str], k: int
+    ) -> list[list[Hit]]:
+        """Search an index of this process, and note what a query cost."""
+        started = time.thread_time()
+        found = retriever.find(queries, k)
+        cost = (time.thread_time() - started) / len(queries)
+        known = self._cost < math.inf
+        self._cost = self._cost + _NEW_SHARE * (cost - self._cost) if known else cost
+        return found
 
     async def rerank(
         self, queries: Sequence[str], candidates: Sequence[Sequence[Passage]]
