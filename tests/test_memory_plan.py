@@ -25,6 +25,8 @@ from searchrl.errors import InputError
 from searchrl.memory_plan import Part, memory_plan, needed_bytes
 from searchrl.models.adapters import add_adapter
 from searchrl.models.options import LoraOptions
+from searchrl.models.packed_attention import TreeAttention
+from searchrl.models.packed_blocks import run_packed
 from searchrl.models.shape import Shape, read_shape, shape_of
 from searchrl.recipe_file import load_recipe
 from searchrl.training.batch import TokenBatch
@@ -37,7 +39,7 @@ from searchrl.training.memory import (
     head_bytes,
 )
 from searchrl.training.networks import Critic, token_logprobs
-from searchrl.training.recomputation import recompute_blocks
+from searchrl.training.recomputation import recompute_blocks, recomputing
 from tests.command_line import refused, searchrl
 from tests.training_fixtures import episode
 
@@ -100,16 +102,21 @@ def packed(model: PreTrainedModel) -> TokenBatch:
 
 
 def activations(model: PreTrainedModel, form: Form, checkpointed: bool = False) -> int:
-    """Bytes that a pass of the model's trunk keeps."""
-    critic, batch = Critic(model), packed(model)
+    """Bytes that a pass of the model's trunk keeps where every token's state is wanted."""
+    trunk, tree = Critic(model).trunk, packed(model).tree
+    tokens, positions = torch.from_numpy(tree.token_ids), torch.from_numpy(tree.positions)
     if checkpointed:
-        recompute_blocks(critic.trunk)
+        recompute_blocks(trunk)
 
     def call() -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"):
-            return critic(batch)
+        attention = TreeAttention(tree, model.device)
+        with (
+            recomputing(trunk),
+            torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"),
+        ):
+            return run_packed(trunk, tokens, positions, attention)
 
-    return kept_for_backward(critic, call)
+    return kept_for_backward(trunk, call)
 
 
 TOKENS = 400

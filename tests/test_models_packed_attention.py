@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -19,7 +20,8 @@ from transformers import (
 )
 
 from searchrl.models import packed_attention
-from searchrl.models.packed_attention import TreeAttention, packs, run_packed, tree_mask
+from searchrl.models.packed_attention import TreeAttention, tree_mask
+from searchrl.models.packed_blocks import packs, run_packed
 from searchrl.models.token_tree import TokenTree, build_tree
 
 CPU = torch.device("cpu")
@@ -68,9 +70,11 @@ def sequences(seed: int) -> list[list[int]]:
     return [*found, found[0], found[1][:4]]
 
 
-def packed_states(model: PreTrainedModel, tree: TokenTree, attention: Any) -> torch.Tensor:
+def packed_states(
+    model: PreTrainedModel, tree: TokenTree, attention: Any, wanted: torch.Tensor | None = None
+) -> torch.Tensor:
     tokens, positions = torch.from_numpy(tree.token_ids), torch.from_numpy(tree.positions)
-    return run_packed(model.model, tokens, positions, attention)
+    return run_packed(model.model, tokens, positions, attention, wanted)
 
 
 @pytest.mark.parametrize("kind", [qwen3, qwen2, llama])
@@ -96,14 +100,45 @@ def test_states_and_gradients_equal_those_of_each_sequence_alone(kind: Any) -> N
             torch.testing.assert_close(found[name], parameter.grad, atol=1e-5 * scale, rtol=1e-4)
 
 
-def test_the_gradient_of_the_attention_itself_equals_finite_differences() -> None:
+WANTED = {
+    "one": [5],
+    "first and last": [0, -1],
+    "every second": list(range(0, 40, 2)),
+    "runs": [3, 4, 5, 9, 10, 20, 21, 22, 23],
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_wanted_states_and_their_gradients_are_those_of_a_whole_pass(name: str) -> None:
+    model, tree = made(qwen3), build_tree(sequences(4))
+    wanted = np.arange(len(tree))[WANTED[name]]
+    weights = torch.randn(len(wanted), 32)
+    whole = packed_states(model, tree, TreeAttention(tree, CPU))[torch.from_numpy(wanted)]
+    (whole * weights).sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    attention = TreeAttention(tree, CPU, wanted)
+    states = packed_states(model, tree, attention, torch.from_numpy(wanted))
+    torch.testing.assert_close(states, whole, atol=1e-5, rtol=1e-5)
+    (states * weights).sum().backward()
+    for parameter_name, gradient in expected.items():
+        found = model.get_parameter(parameter_name).grad
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(found, gradient, atol=1e-5 * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", [None, [2], [0, 2, 3, 5]])
+def test_the_gradient_of_the_attention_itself_equals_finite_differences(
+    wanted: list[int] | None,
+) -> None:
     tree = build_tree([[1, 2, 3], [1, 2, 4], [1, 5], [6]])
     torch.manual_seed(0)
+    count = len(tree) if wanted is None else len(wanted)
     q, k, v = (
-        torch.randn(1, heads, len(tree), 3, dtype=torch.float64, requires_grad=True)
-        for heads in (4, 2, 2)
+        torch.randn(1, heads, tokens, 3, dtype=torch.float64, requires_grad=True)
+        for heads, tokens in ((4, count), (2, len(tree)), (2, len(tree)))
     )
-    attention = TreeAttention(tree, CPU)
+    attention = TreeAttention(tree, CPU, None if wanted is None else np.array(wanted))
     assert torch.autograd.gradcheck(lambda *qkv: attention.attend(0, *qkv, 0.3), (q, k, v))
 
 
@@ -114,8 +149,10 @@ def test_the_block_mask_of_other_devices_says_the_same() -> None:
     q = torch.randn(1, 4, len(tree), 8)
     k, v = torch.randn(1, 2, len(tree), 8), torch.randn(1, 2, len(tree), 8)
     expected = TreeAttention(tree, CPU).attend(0, q, k, v, 0.3)
-    masked = packed_attention.flex_attend(q, k, v, tree_mask(tree, CPU), 0.3)
-    torch.testing.assert_close(masked, expected, atol=1e-5, rtol=1e-5)
+    for wanted in (np.arange(len(tree)), np.array([1, 2, 7, 20])):
+        mask = tree_mask(tree, wanted, CPU)
+        masked = packed_attention.flex_attend(q[:, :, wanted], k, v, mask, 0.3)
+        torch.testing.assert_close(masked, expected[:, :, wanted], atol=1e-5, rtol=1e-5)
 
 
 def test_in_bfloat16_it_is_as_near_as_the_models_own_attention() -> None:
@@ -134,12 +171,12 @@ def test_in_bfloat16_it_is_as_near_as_the_models_own_attention() -> None:
         assert float(error) < 2 * float(usual) + 1e-3
 
 
-def test_a_model_keeps_its_own_attention_outside_of_packed_rows() -> None:
-    model = made(qwen3)
-    before = model.config._attn_implementation
-    tree = build_tree([[1, 2, 3]])
+def test_a_model_runs_as_ever_outside_of_packed_rows() -> None:
+    model, tokens = made(qwen3), torch.tensor([[1, 2, 3]])
+    tree = build_tree(tokens.tolist())
+    before = model(tokens).logits
     packed_states(model, tree, TreeAttention(tree, CPU))
-    assert model.config._attn_implementation == before
+    assert torch.equal(model(tokens).logits, before)
 
     class Failing:
         def attend(self, *_: Any) -> torch.Tensor:
@@ -147,7 +184,7 @@ def test_a_model_keeps_its_own_attention_outside_of_packed_rows() -> None:
 
     with pytest.raises(RuntimeError, match="no"):
         packed_states(model, tree, Failing())
-    assert model.config._attn_implementation == before
+    assert torch.equal(model(tokens).logits, before)
 
 
 def test_what_is_not_full_rotary_attention_is_not_packed() -> None:

@@ -102,10 +102,10 @@ def computed(model: LocalModel) -> list[int]:
     """Grows by the tokens of every pass."""
     sizes: list[int] = []
 
-    def note(module: torch.nn.Module, positional: Any, named: dict[str, torch.Tensor]) -> None:
-        sizes.append(named["input_ids"].numel())
+    def note(module: torch.nn.Module, given: tuple[torch.Tensor]) -> None:
+        sizes.append(given[0].numel())
 
-    model.model.model.register_forward_pre_hook(note, with_kwargs=True)
+    model.model.model.embed_tokens.register_forward_pre_hook(note)
     return sizes
 
 

@@ -64,19 +64,19 @@ def test_the_update_repeats_the_very_passes_of_looking_back(
 ) -> None:
     """On larger models a pass of other rows rounds otherwise, and the ratio would not be 1."""
     subject = learner(tokens_per_micro_batch=90, **values, **steps)
-    passes: dict[bool, list[list[list[int]]]] = {False: [], True: []}
+    passes: dict[bool, list[list[int]]] = {False: [], True: []}
 
-    def note(module: torch.nn.Module, positional: Any, named: dict[str, torch.Tensor]) -> None:
-        passes[torch.is_grad_enabled()].append(named["input_ids"].tolist())
+    def note(module: torch.nn.Module, given: tuple[torch.Tensor]) -> None:
+        passes[torch.is_grad_enabled()].append(given[0].tolist())
 
-    subject.searcher.model.register_forward_pre_hook(note, with_kwargs=True)
+    subject.searcher.model.embed_tokens.register_forward_pre_hook(note)
     made = groups(0, MIXED)
     subject.update(made, 0)
     assert len(passes[True]) > 1
     # A single optimizer step looks at every episode once, when it learns from it.
     expected = passes[True][: len(passes[True]) // steps.get("epochs", 1)] if steps else []
     assert passes[False] == expected
-    learned = sum(len(rows[0]) for rows in passes[True]) // steps.get("epochs", 1)
+    learned = sum(len(row) for row in passes[True]) // steps.get("epochs", 1)
     idle = [] if values else made[1].episodes
     episodes = [one for group in made for one in group.episodes if one not in idle]
     # These episodes share no first token, so their tree holds every token of each.
@@ -166,8 +166,8 @@ def test_what_episodes_share_is_passed_through_once() -> None:
     for one in made[1:]:
         one.segments[0] = made[0].segments[0]
     subject, sizes = learner(), []
-    subject.searcher.model.register_forward_pre_hook(
-        lambda module, taken, named: sizes.append(named["input_ids"].numel()), with_kwargs=True
+    subject.searcher.model.embed_tokens.register_forward_pre_hook(
+        lambda module, taken: sizes.append(taken[0].numel())
     )
     subject.update([Group(tuple(made))], 0)
     assert sizes == [20 + 3 * 4]

@@ -20,7 +20,7 @@ from searchrl.models.chat import encode_text, render_chat
 from searchrl.models.decoder import Decoder
 from searchrl.models.drawing import Request, Row
 from searchrl.models.options import VllmOptions
-from searchrl.models.packed_attention import packs
+from searchrl.models.packed_blocks import packs
 from searchrl.models.packed_decoder import PackedDecoder
 from searchrl.models.padded_decoder import PaddedDecoder
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling

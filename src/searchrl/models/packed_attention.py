@@ -1,34 +1,31 @@
 """Attention over token trees, in place of a transformers model's own.
 
-A model is run on one row of tokens, the tree's, and its attention layers are handed to a
-``PackedAttention`` that knows which tokens see which. Any model of transformers whose attention
-goes through its registry takes part, and its own weights are used: there is no second copy to keep
-in step.
+The attention layers of a packed row (``packed_blocks``) are handed to a ``PackedAttention`` that
+knows which tokens see which.
 
 On a CPU every node attends to itself, causally, and all of its subtree attends to it at once; the
 parts are joined by their log-sum-exp, as in ring attention (arXiv 2310.01889), and the backward
 pass repeats them with the joined result. No mask is made and no pair of tokens is computed that no
 token sees. Elsewhere FlexAttention takes the rule ``j <= i < subtree_end(j)`` as a block mask.
+
+Where only some tokens' states are wanted, the last layer has queries for those alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from transformers import AttentionInterface
 
 from searchrl.models.token_tree import Indices, Node, TokenTree
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-    from transformers import PretrainedConfig
-
-_NAME = "searchrl_packed"
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -44,13 +41,14 @@ class PackedAttention(Protocol):
 
         Args:
             layer: counted from 0.
-            q: ``[1, H, N, D]``, rotated.
+            q: ``[1, H, Q, D]``, rotated; of all N tokens, or in the last layer of those whose
+                states are wanted.
             k: ``[1, K, N, D]``, rotated; ``K`` divides ``H``.
             v: ``[1, K, N, D]``.
             scale: of the scores.
 
         Returns:
-            ``[1, H, N, D]``.
+            ``[1, H, Q, D]``.
         """
         ...
 
@@ -60,81 +58,44 @@ def masked(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def packs(config: PretrainedConfig) -> bool:
-    """Whether a model of this configuration can be run on packed rows.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Queries that see all of some keys, or each those up to its own place."""
 
-    It can where every layer is full attention over rotary positions: what a window, a sink or
-    anything recurrent adds, a token tree does not know of.
-    """
-    layers = getattr(config, "layer_types", None) or ["full_attention"]
-    window = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    return config.model_type in _FAMILIES and set(layers) == {"full_attention"} and not window
+    queries: slice
+    keys: slice
+    causal: bool
 
 
-_FAMILIES = frozenset({"qwen2", "qwen3", "llama"})
-"""Those whose packed results the tests hold against their padded ones."""
-
-
-def run_packed(
-    trunk: torch.nn.Module,
-    tokens: torch.Tensor,
-    positions: torch.Tensor,
-    attention: PackedAttention,
-) -> torch.Tensor:
-    """Hidden states of a packed row.
+def tree_parts(nodes: Sequence[Node], wanted: Indices) -> tuple[Part, ...]:
+    """Attention within a tree as parts that lie side by side and together are all of it.
 
     Args:
-        trunk: a model of transformers without its head.
-        tokens: ``[N]``.
-        positions: each token's place in its own sequence, ``[N]``.
-        attention: what the tokens see.
+        nodes: of the tree, in depth-first order.
+        wanted: the places of the queries there are, in order, each once; all places are keys.
 
     Returns:
-        ``[N, D]``.
+        One causal part for each query first, then what is seen besides.
     """
-    with _attention(trunk.config, _NAME):  # type: ignore[arg-type]
-        output = trunk(
-            input_ids=tokens.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            packed_attention=attention,
-        )
-    hidden_ND: torch.Tensor = output.last_hidden_state[0]
-    return hidden_ND
+    first, then = [], []
 
+    def index(place: int) -> int:
+        return int(np.searchsorted(wanted, place))
 
-def same_attention(config: PretrainedConfig) -> AbstractContextManager[None]:
-    """Attention as it is now, for what is computed anew when that may have changed."""
-    return _attention(config, config._attn_implementation)
-
-
-@contextmanager
-def _attention(config: PretrainedConfig, name: str | None) -> Iterator[None]:
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    packed_attention: PackedAttention,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    # Under autocast the projections are in the small form and the rotation is not.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    joined = packed_attention.attend(module.layer_idx, query, key, value, scaling)
-    return joined.transpose(1, 2), None
-
-
-AttentionInterface.register(_NAME, _attend)
+    for node in nodes:
+        own = wanted[index(node.start) : index(node.end)]
+        # Runs of neighbours; a node is cut where one begins, so that later runs see it as keys.
+        begins = own[np.flatnonzero(np.diff(own, prepend=-2) > 1)].tolist()
+        starts = [node.start, *(place for place in begins if place > node.start)]
+        for start, end in itertools.pairwise([*starts, node.end]):
+            run = slice(index(start), index(end))
+            if begins and start >= begins[0]:
+                length = run.stop - run.start
+                first.append(Part(run, slice(start, start + length), causal=True))
+            below = slice(run.stop, index(node.until))
+            if below.start < below.stop:
+                then.append(Part(below, slice(start, end), causal=False))
+    return (*first, *then)
 
 
 class TreeAttention:
@@ -143,33 +104,42 @@ class TreeAttention:
     Args:
         tree: the tree.
         device: where it is computed.
+        wanted: the tokens whose states are wanted, in order; all when left out.
     """
 
-    def __init__(self, tree: TokenTree, device: torch.device) -> None:
-        self._nodes = tree.nodes
-        self._mask = tree_mask(tree, device) if masked(device) else None
+    def __init__(
+        self, tree: TokenTree, device: torch.device, wanted: Indices | None = None
+    ) -> None:
+        every = np.arange(len(tree))
+        rows = [every] if wanted is None else [every, wanted]
+        if masked(device):
+            self._masks = {len(some): tree_mask(tree, some, device) for some in rows}
+        else:
+            self._parts = {len(some): tree_parts(tree.nodes, some) for some in rows}
+        self._masked = masked(device)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """See ``PackedAttention``."""
-        if self._mask is not None:
-            return flex_attend(q, k, v, self._mask, scale)
-        joined: torch.Tensor = _TreeFunction.apply(q, k, v, self._nodes, scale)  # type: ignore[no-untyped-call]
+        if self._masked:
+            return flex_attend(q, k, v, self._masks[q.shape[2]], scale)
+        parts = self._parts[q.shape[2]]
+        joined: torch.Tensor = _TreeFunction.apply(q, k, v, parts, scale)  # type: ignore[no-untyped-call]
         return joined
 
 
 class Partial:
     """Attention results that are joined part by part, for ``N`` tokens of ``H`` heads.
 
-    Invariant: ``out`` is attention over the keys seen so far, ``lse`` the log-sum-exp of their
-    scores, in float32 or wider.
+    Invariant: where ``first`` has been called, ``out`` is attention over the keys seen so far and
+    ``lse`` the log-sum-exp of their scores, in float32 or wider.
     """
 
     def __init__(self, q: torch.Tensor) -> None:
         wide = torch.promote_types(q.dtype, torch.float32)
-        self.out = q.new_zeros(q.shape, dtype=wide)
-        self.lse = q.new_full(q.shape[:3], -torch.inf, dtype=wide)
+        self.out = torch.empty_like(q, dtype=wide)
+        self.lse = q.new_empty(q.shape[:3], dtype=wide)
 
     def first(self, start: int, end: int, part: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Set the result of tokens that have none."""
@@ -184,20 +154,16 @@ class Partial:
         lse.copy_(joined)
 
 
-def attend_nodes(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, nodes: Sequence[Node], scale: float
+def attend_parts(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, parts: Sequence[Part], scale: float
 ) -> Partial:
     """Attention within a token tree on a CPU; for shapes see ``PackedAttention``."""
     partial = Partial(q)
-    for node in nodes:
-        own = slice(node.start, node.end)
-        part = _flash(q[:, :, own], k[:, :, own], v[:, :, own], 0.0, True, scale=scale)
-        partial.first(node.start, node.end, part)
-    for node in nodes:
-        if node.until > node.end:
-            own, below = slice(node.start, node.end), slice(node.end, node.until)
-            part = attend_all(q[:, :, below], k[:, :, own], v[:, :, own], scale)
-            partial.join(node.end, node.until, part)
+    for part in parts:
+        rows, keys = part.queries, part.keys
+        found = _flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], 0.0, part.causal, scale=scale)
+        add = partial.first if part.causal else partial.join
+        add(rows.start, rows.stop, found)
     return partial
 
 
@@ -232,7 +198,7 @@ def attend_all(
 
 
 class _TreeFunction(torch.autograd.Function):
-    """``attend_nodes`` with its gradient."""
+    """``attend_parts`` with its gradient."""
 
     @staticmethod
     def forward(
@@ -240,12 +206,12 @@ class _TreeFunction(torch.autograd.Function):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        nodes: Sequence[Node],
+        parts: Sequence[Part],
         scale: float,
     ) -> torch.Tensor:
-        partial = attend_nodes(q, k, v, nodes, scale)
+        partial = attend_parts(q, k, v, parts, scale)
         out = partial.out.to(q.dtype)
-        ctx.nodes, ctx.scale = nodes, scale
+        ctx.parts, ctx.scale = parts, scale
         ctx.save_for_backward(q, k, v, out, partial.lse)
         return out
 
@@ -255,39 +221,42 @@ class _TreeFunction(torch.autograd.Function):
         [d_out] = gradients
         d_q, d_k, d_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
 
-        def part(rows: slice, keys: slice, causal: bool) -> None:
+        for part in ctx.parts:
+            rows, keys = part.queries, part.keys
             # Given the joined result and log-sum-exp, a part's share of the gradient is its own.
             found = _flash_backward(
                 d_out[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys],
-                out[:, :, rows], lse[:, :, rows], 0.0, causal, scale=ctx.scale,
+                out[:, :, rows], lse[:, :, rows], 0.0, part.causal, scale=ctx.scale,
             )  # fmt: skip
             d_q[:, :, rows] += found[0]
             d_k[:, :, keys] += found[1]
             d_v[:, :, keys] += found[2]
-
-        for node in ctx.nodes:
-            own = slice(node.start, node.end)
-            part(own, own, True)
-            if node.until > node.end:
-                part(slice(node.end, node.until), own, False)
         return d_q, d_k, d_v, None, None
 
 
-def range_mask(starts: Indices, ends: Indices, queries: int, device: torch.device) -> BlockMask:
-    """For FlexAttention: query ``i`` sees key ``j`` where ``starts[j] <= i < ends[j]``."""
+def range_mask(starts: Indices, ends: Indices, queries: Indices, device: torch.device) -> BlockMask:
+    """For FlexAttention: the query of place ``i`` sees key ``j`` if ``starts[j] <= i < ends[j]``.
+
+    Args:
+        starts: one a key.
+        ends: one a key.
+        queries: their places.
+        device: where the mask is.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     first, last = torch.from_numpy(starts).to(device), torch.from_numpy(ends).to(device)
+    places = torch.from_numpy(queries).to(device)
 
     def sees(batch: Any, head: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return (first[j] <= i) & (i < last[j])
+        return (first[j] <= places[i]) & (places[i] < last[j])
 
-    return create_block_mask(sees, None, None, queries, len(starts), device=device.type)
+    return create_block_mask(sees, None, None, len(queries), len(starts), device=device.type)
 
 
-def tree_mask(tree: TokenTree, device: torch.device) -> BlockMask:
-    """Which tokens of a tree see which."""
-    return range_mask(np.arange(len(tree)), tree.subtree_ends, len(tree), device)
+def tree_mask(tree: TokenTree, wanted: Indices, device: torch.device) -> BlockMask:
+    """Which tokens of a tree the wanted ones see."""
+    return range_mask(np.arange(len(tree)), tree.subtree_ends, wanted, device)
 
 
 def flex_attend(

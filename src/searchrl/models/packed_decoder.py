@@ -20,12 +20,13 @@ from searchrl.models.decoder import Decoder
 from searchrl.models.drawing import Row
 from searchrl.models.packed_attention import (
     attend_all,
-    attend_nodes,
+    attend_parts,
     flex_attend,
     masked,
     range_mask,
-    run_packed,
+    tree_parts,
 )
+from searchrl.models.packed_blocks import run_packed
 from searchrl.models.prefix_cache import CachedRun, PrefixCache, path_length
 from searchrl.models.protocol import StopReason
 from searchrl.models.token_tree import Indices, TokenTree, build_tree, common_prefix
@@ -139,8 +140,10 @@ class PackedDecoder(Decoder):
             self._cache.match(prompt[:-1])
         paths = [self._cache.match(prompt[:-1]) for prompt in prompts]
         tree = build_tree(prompts, [path_length(path) for path in paths])
-        prefill = _Prefill(tree, paths, self.model.device)
-        logits_BV = self._logits(tree, prefill)
+        last_B = np.array([places[-1] for places in tree.places])
+        wanted_U, states_B = np.unique(last_B, return_inverse=True)
+        prefill = _Prefill(tree, paths, wanted_U, self.model.device)
+        logits_BV = self._logits(tree, prefill, wanted_U)[torch.from_numpy(states_B)]
         self.drawing.draw(rows, logits_BV)
         begun = [
             Begun(row, prompt, _pieces(path, tree, places, prefill))
@@ -154,17 +157,17 @@ class PackedDecoder(Decoder):
                 self._cache.insert(prompt, known, span.keys, span.values)
             self._cohorts.append(cohort)
 
-    def _logits(self, tree: TokenTree, prefill: _Prefill) -> torch.Tensor:
+    def _logits(self, tree: TokenTree, prefill: _Prefill, wanted_U: Indices) -> torch.Tensor:
         device = self.model.device
-        hidden_ND = run_packed(
+        hidden_UD = run_packed(
             self.model.model,
             torch.from_numpy(tree.token_ids).to(device),
             torch.from_numpy(tree.positions).to(device),
             prefill,
+            torch.from_numpy(wanted_U).to(device),
         )
-        last_B = torch.tensor([int(places[-1]) for places in tree.places], device=device)
-        logits_BV: torch.Tensor = self.model.lm_head(hidden_ND[last_B])
-        return logits_BV
+        logits_UV: torch.Tensor = self.model.lm_head(hidden_UD)
+        return logits_UV
 
     def _step(self) -> None:
         """Feed every row its last token and draw the next one."""
@@ -204,14 +207,30 @@ class _Prefill:
     """What the tokens of new prompts see: their tree, and what is known of what stands before.
 
     ``keys`` and ``values`` fill with those of the new tokens, layer by layer.
+
+    Args:
+        tree: of the new tokens.
+        paths: what is known of each prompt.
+        wanted: the tokens whose states are wanted, in order.
+        device: where it is computed.
     """
 
     def __init__(
-        self, tree: TokenTree, paths: Sequence[Sequence[CachedRun]], device: torch.device
+        self,
+        tree: TokenTree,
+        paths: Sequence[Sequence[CachedRun]],
+        wanted: Indices,
+        device: torch.device,
     ) -> None:
-        self._tree = tree
-        self._spans = _known_spans(tree, paths)
-        self._mask = _prefill_mask(tree, self._spans, device) if masked(device) else None
+        spans = _known_spans(tree, paths)
+        # By their number: all tokens, and in the last layer those that are wanted.
+        rows = {len(some): some for some in (np.arange(len(tree)), wanted)}
+        self._masked = masked(device)
+        self._known = {count: _spans_of(spans, some) for count, some in rows.items()}
+        if self._masked:
+            self._masks = {n: _prefill_mask(tree, spans, some, device) for n, some in rows.items()}
+        else:
+            self._parts = {n: tree_parts(tree.nodes, some) for n, some in rows.items()}
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
@@ -221,13 +240,15 @@ class _Prefill:
         """See ``PackedAttention``."""
         self.keys.append(k)
         self.values.append(v)
-        if self._mask is not None:
-            before = [(span.keys[layer], span.values[layer]) for span in self._spans]
+        count = q.shape[2]
+        spans = self._known[count]
+        if self._masked:
+            before = [(span.keys[layer], span.values[layer]) for span in spans]
             all_k = torch.cat([*(keys for keys, _ in before), k], dim=2)
             all_v = torch.cat([*(values for _, values in before), v], dim=2)
-            return flex_attend(q, all_k, all_v, self._mask, scale)
-        partial = attend_nodes(q, k, v, self._tree.nodes, scale)
-        for span in self._spans:
+            return flex_attend(q, all_k, all_v, self._masks[count], scale)
+        partial = attend_parts(q, k, v, self._parts[count], scale)
+        for span in spans:
             rows = q[:, :, span.start : span.end]
             part = attend_all(rows, span.keys[layer], span.values[layer], scale)
             partial.join(span.start, span.end, part)
@@ -245,12 +266,24 @@ def _known_spans(tree: TokenTree, paths: Sequence[Sequence[CachedRun]]) -> list[
     return [Span(run.keys, run.values, *ends) for run, ends in ranges.items()]
 
 
-def _prefill_mask(tree: TokenTree, spans: Sequence[Span], device: torch.device) -> BlockMask:
+def _spans_of(spans: Sequence[Span], wanted: Indices) -> list[Span]:
+    """The same spans, over the wanted tokens alone; every known run has one that follows it."""
+    starts = np.searchsorted(wanted, [span.start for span in spans])
+    ends = np.searchsorted(wanted, [span.end for span in spans])
+    return [
+        Span(span.keys, span.values, int(start), int(end))
+        for span, start, end in zip(spans, starts, ends, strict=True)
+    ]
+
+
+def _prefill_mask(
+    tree: TokenTree, spans: Sequence[Span], wanted: Indices, device: torch.device
+) -> BlockMask:
     lengths = [span.keys[0].shape[2] for span in spans]
     starts = np.repeat(np.array([span.start for span in spans], dtype=np.int64), lengths)
     ends = np.repeat(np.array([span.end for span in spans], dtype=np.int64), lengths)
     starts = np.concatenate([starts, np.arange(len(tree))])
-    return range_mask(starts, np.concatenate([ends, tree.subtree_ends]), len(tree), device)
+    return range_mask(starts, np.concatenate([ends, tree.subtree_ends]), wanted, device)
 
 
 def _pieces(

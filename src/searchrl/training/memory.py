@@ -1,7 +1,8 @@
 """How many bytes training needs, as formulas over a decoder's shape.
 
-Activations are what PyTorch keeps for the backward pass of transformers' modules on packed rows,
-term by term; the tests compare them with what it really keeps. Allocators and libraries
+Activations are what PyTorch keeps for the backward pass of a model's blocks on packed rows, term by
+term, as if the states of all tokens were wanted: the last block keeps less where they are not. The
+tests compare them with what it really keeps. Allocators and libraries
 add their own, so a plan that fits with nothing to spare does not fit.
 """
 
@@ -32,7 +33,9 @@ def activation_bytes(shape: Shape, tokens: int, form: Form, checkpointed: bool =
     inputs, and one of them at a time all there is. An adapter's blocks keep less than this: their
     norms and matrices are frozen, and nothing is kept for those.
     """
-    a_block, final = _block_numbers(shape, form), (1.5 if form == "bfloat16" else 2) * shape.hidden
+    a_block = _block_numbers(shape, form)
+    # The last norm, and the angles of the positions.
+    final = (1.5 if form == "bfloat16" else 1.0) * shape.hidden + shape.head_size
     copies = HALF * shape.linear if form == "autocast" else 0
     if not checkpointed:
         return round(FULL * tokens * (shape.layers * a_block + final)) + shape.layers * copies
@@ -44,22 +47,22 @@ def _block_numbers(shape: Shape, form: Form) -> float:
     """What a block keeps of a token, in numbers of single precision.
 
     On 16-bit weights and with ``autocast`` the matrices' inputs and outputs are 16-bit; the norms
-    compute in single precision in any form.
+    compute in single precision in any form, and are fused where they are given that.
     """
     heads, small = shape.heads + shape.kv_heads, form != "float32"
-    # Two norms keep their input and what they scale, and hand a copy on to the matrices.
-    stream = {"float32": 6.0, "autocast": 6.5, "bfloat16": 4.0}[form]
+    # Two norms keep their input, what they scale where they are not fused, and hand a copy on to
+    # the matrices.
+    stream = {"float32": 4.0, "autocast": 4.5, "bfloat16": 4.0}[form]
     # Gate, its activation, up, and their product.
     mlp = 2.0 if small else 4.0
-    # Attention keeps queries, keys, values, and its output twice, as it joins it and as the next
-    # matrix reads it; norms a head keep two more of queries and keys.
-    attention = (1.0 if small else 2.0) + ((1.5 if small else 2.0) if shape.head_norms else 0.0)
-    output = 0.5 if small else 1.0
+    # Attention keeps queries, keys, values, and its output, which the next matrix reads as it is;
+    # norms a head keep one more of queries and keys, or what they scale too.
+    attention = (1.0 if small else 2.0) + ((1.5 if small else 1.0) if shape.head_norms else 0.0)
     scales = 2 + shape.heads + (heads if shape.head_norms else 0)
     return (
         stream * shape.hidden
         + mlp * shape.intermediate
-        + (attention * heads + output * shape.heads) * shape.head_size
+        + attention * heads * shape.head_size
         + scales
     )
 

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from searchrl.models.adapters import copy_of_trained
-from searchrl.models.packed_attention import TreeAttention, packs, run_packed
+from searchrl.models.packed_attention import TreeAttention
+from searchrl.models.packed_blocks import packs, run_packed
 from searchrl.training.batch import TokenBatch
 from searchrl.training.memory import STATES_AT_A_TIME
 from searchrl.training.recomputation import recomputing
@@ -122,12 +123,13 @@ def _states(trunk: nn.Module, batch: TokenBatch) -> tuple[torch.Tensor, torch.Te
         hidden_AD = output.last_hidden_state[batch.rows_A, batch.columns_A]
         return hidden_AD, torch.arange(len(hidden_AD), device=hidden_AD.device)
     device, tree = batch.rows_A.device, batch.tree
+    places_U, states_A = batch.places_A.unique(return_inverse=True)
     with recomputing(trunk):
-        hidden_ND = run_packed(
+        hidden_UD = run_packed(
             trunk,
             torch.from_numpy(tree.token_ids).to(device),
             torch.from_numpy(tree.positions).to(device),
-            TreeAttention(tree, device),
+            TreeAttention(tree, device, places_U.numpy(force=True)),
+            places_U,
         )
-    places_U, states_A = batch.places_A.unique(return_inverse=True)
-    return hidden_ND[places_U], states_A
+    return hidden_UD, states_A

@@ -1,27 +1,21 @@
 """Gradient checkpointing: blocks that compute their activations anew in the backward pass.
 
 Of each block of a model only the input is kept (arXiv 1604.06174), through the layers of
-transformers that are made for it and PyTorch's own ``checkpoint``. A block is computed anew with
-the attention function it was computed with, whatever the model is set to by then, so gradients are
-bitwise those of a pass that keeps everything.
+transformers that are made for it and PyTorch's own ``checkpoint``. A block is computed anew as it
+was computed, so gradients are bitwise those of a pass that keeps everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from searchrl.errors import InputError
-from searchrl.models.packed_attention import same_attention
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 
 def recompute_blocks(trunk: torch.nn.Module) -> None:
@@ -36,8 +30,7 @@ def recompute_blocks(trunk: torch.nn.Module) -> None:
             f"gradient_checkpointing: transformers has none for {type(trunk).__name__}; set it to "
             "false"
         )
-    config: PretrainedConfig = trunk.config  # type: ignore[assignment]
-    run = partial(checkpoint, use_reentrant=False, context_fn=partial(_contexts, config))
+    run = partial(checkpoint, use_reentrant=False)
     for block in blocks:
         block.gradient_checkpointing = True
         vars(block)["_gradient_checkpointing_func"] = run
@@ -63,10 +56,3 @@ def recomputing(trunk: torch.nn.Module) -> Iterator[None]:
 
 def _blocks(trunk: torch.nn.Module) -> list[GradientCheckpointingLayer]:
     return [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
-
-
-def _contexts(
-    config: PretrainedConfig,
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds a block as it is computed, and as it is computed anew."""
-    return nullcontext(), same_attention(config)
