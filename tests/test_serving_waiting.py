@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from searchrl.errors import InfrastructureError, IntegrityError
+from searchrl.errors import InfrastructureError, InputError, IntegrityError
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.protocol import Hit
 from searchrl.serving.app import RetrieverApp
@@ -110,6 +110,19 @@ def test_T_B09_a_deadline_that_passes_is_a_504() -> None:
         retriever.go_on.set()
 
     ask(app(retriever, seconds=0.02), script)
+
+
+def test_what_the_web_service_refuses_is_said() -> None:
+    class Refused:
+        async def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            raise InputError("BRAVE_API_KEY: the service refuses the key")
+
+    async def script(client: httpx2.AsyncClient) -> None:
+        response = await client.post("/retrieve", json={"queries": ["a"]})
+        assert response.status_code == 500
+        assert response.json() == {"detail": "BRAVE_API_KEY: the service refuses the key"}
+
+    ask(app(Refused()), script)
 
 
 def test_T_B09_the_client_may_name_its_deadline() -> None:

@@ -176,7 +176,8 @@ class RetrieverApp(Application):
         """What the retriever finds, for as long as the client waits.
 
         Raises:
-            RefusedError: no index yet, no room, or a failed retriever (503), or too late (504).
+            RefusedError: no index yet, no room, or a failed retriever (503), too late (504), or the
+                server was set up with what its own service refuses, a key most often (500).
             ClientGoneError: the client hung up.
         """
         seconds = request.seconds_left(self._settings.seconds)
@@ -188,6 +189,8 @@ class RetrieverApp(Application):
                 return await request.unless_gone(self._submit(queries, k), seconds)
             self._metrics.admitted(len(queries))
             return found
+        except InputError as error:
+            raise RefusedError(500, str(error)) from error
         except InfrastructureError as error:
             raise come_again(str(error), _SECONDS_TO_OPEN) from error
         except TimeoutError:
