@@ -19,7 +19,7 @@ from searchrl.training.run_directory import RunDirectory
 from searchrl.training.trainer import train
 from tests.verl.verl_fixtures import metrics_of, recipe
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(540)]
 
 
 def check_run(run: Path) -> None:
