@@ -1,7 +1,7 @@
 """verl trains a tiny searcher on processors: GRPO, the same run as in process, and PPO.
 
 Rollouts are drawn by the in-process engine from the same seeds, so under GRPO the two runs are the
-same run: every reward is equal, and gradients agree to rounding. PPO's critics begin differently.
+same run: every reward is equal, and gradients agree to rounding.
 """
 
 from __future__ import annotations

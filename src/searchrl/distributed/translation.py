@@ -5,7 +5,6 @@ token's loss is divided by the tokens of its optimizer step, the ratio is clippe
 not a third time, a warm-up begins with its first fraction. What verl cannot be set to is refused
 with the key that asks for it. What stays different:
 
-- the critic's head starts at random values, where ours starts at 0;
 - k3 is clamped to [-10, 10];
 - rollouts are made by vLLM in bfloat16, the update computes in ``learning.autocast``.
 """
@@ -203,6 +202,9 @@ def _critic(recipe: Recipe, searcher: LocalSearcher) -> Settings:
     rate, warmup = learning.critic_learning_rate, learning.critic_warmup_steps
     return {
         "critic.model.path": model_path(searcher.model),
+        # The head is all that the searcher's weights leave to be initialised. It starts at 0 within
+        # rounding, as ours does; transformers takes a range of 0 itself for none.
+        "++critic.model.override_config.initializer_range": 1e-8,
         "critic.model.enable_gradient_checkpointing": recipe.learning.gradient_checkpointing,
         "critic.strategy": "fsdp2",
         "critic.cliprange_value": learning.value_clip,
