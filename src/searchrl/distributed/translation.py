@@ -5,6 +5,7 @@ token's loss is divided by the tokens of its optimizer step, the ratio is clippe
 not a third time, a warm-up begins with its first fraction. What verl cannot be set to is refused
 with the key that asks for it. What stays different:
 
+- the critic's head has a bias, where ours has none;
 - k3 is clamped to [-10, 10];
 - rollouts are made by vLLM in bfloat16, the update computes in ``learning.autocast``.
 """
