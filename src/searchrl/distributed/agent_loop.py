@@ -54,7 +54,7 @@ class SearchLoop(AgentLoopBase):  # type: ignore[misc]
         temperature = float(sampling_params["temperature"])
         episode = await services.attempt(question, policy, step, sample, temperature)
         services.keep(episode, step, services.place(int(row["index"]), sample))
-        if episode.reward is None or episode.reward.value is None:
+        if episode.error is not None or episode.reward is None or episode.reward.value is None:
             raise InfrastructureError(episode.error or "no reward")
         fields = {**policy.versions, FACTS: facts_of(episode), "reward_extra_info": {}}
         return [_output(part, episode, dict(fields)) for part in trajectories(episode)]
