@@ -129,7 +129,7 @@ class Cohort:
         return tails
 
     def _fill(self, index: int, tail: Sequence[Piece]) -> None:
-        """Copy what a row has to itself into its tail."""
+        """Copy what a row has to itself into its tail; what is masked must be finite all the same."""
         place = 0
         for piece in tail:
             own = slice(place, place + len(piece))
@@ -137,6 +137,8 @@ class Cohort:
                 self._keys[layer][index, :, own] = keys[0]
                 self._values[layer][index, :, own] = values[0]
             place += len(piece)
+        for layer in (*self._keys, *self._values):
+            layer[index, :, place:] = 0
 
     def to_keep(self) -> list[tuple[Span, Indices, int]]:
         """What its rows share, once: keys and values, the tokens up to their end, those before."""
@@ -208,5 +210,5 @@ class Cohort:
 
 
 def _tails(like: torch.Tensor, rows: int, room: int) -> torch.Tensor:
-    """``[R, K, room, D]``, zero: what is masked must be finite all the same."""
-    return like.new_zeros(rows, like.shape[1], room, like.shape[3])
+    """``[R, K, room, D]``, to be filled."""
+    return like.new_empty(rows, like.shape[1], room, like.shape[3])
