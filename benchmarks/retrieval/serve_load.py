@@ -7,7 +7,9 @@ Both hold the same search over the same corpus, see ``searches``; the other serv
 ``search_r1_server``. Clients are connections over loopback, each with one request under way. Runs
 are bounded in time, and the servers take turns within a setting, so that another load on the
 machine meets both; on a busy machine only the ratios mean something. Either server gets one thread
-for its arithmetic.
+for its arithmetic. Their encoder is in float32, as Search-R1's is unless it is told ``use_fp16``,
+for which a CPU has no fast kernels, and in bfloat16 as ``theirs-bfloat16``; ours is in the form that
+our server chooses.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from searchrl.serving.app import RetrieverApp
 from searchrl.serving.server import Address, run_workers
 from searchrl.serving.settings import ServerSettings
 
-SERVERS = ("theirs", "lean", "ours")
+SERVERS = ("theirs", "theirs-bfloat16", "lean", "ours")
 _QUERIES = 4_096
 _SECONDS_TO_OPEN = 240
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -83,7 +85,8 @@ def be_server(name: str, setting: Setting, words: str, port: int) -> None:
     if name == "ours":
         run_workers(Address(port=port), partial(_our_app, setting), lambda: None)
     else:
-        search_r1_server.serve(open_theirs(setting, words), port, lean=name == "lean")
+        dtype = "bfloat16" if name == "theirs-bfloat16" else "float32"
+        search_r1_server.serve(open_theirs(setting, words, dtype), port, lean=name == "lean")
 
 
 def _our_app(setting: Setting) -> RetrieverApp:
