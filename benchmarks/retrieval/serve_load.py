@@ -8,8 +8,8 @@ Both hold the same search over the same corpus, see ``searches``; the other serv
 are bounded in time, and the servers take turns within a setting, so that another load on the
 machine meets both; on a busy machine only the ratios mean something. Either server gets one thread
 for its arithmetic. Their encoder is in float32, as Search-R1's is unless it is told ``use_fp16``,
-for which a CPU has no fast kernels, and in bfloat16 as ``theirs-bfloat16``; ours is in the form that
-our server chooses.
+for which a CPU has no fast kernels, and in bfloat16 as ``theirs-bfloat16``; ours is in the form
+that our server chooses.
 """
 
 from __future__ import annotations

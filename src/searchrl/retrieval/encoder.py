@@ -26,7 +26,7 @@ from searchrl.data.passages import Passage
 from searchrl.errors import InputError, IntegrityError
 from searchrl.retrieval.batches import token_batches, token_lists
 from searchrl.retrieval.networks import load_network, longest_input
-from searchrl.retrieval.options import NumberForm, Pooling, VectorOptions
+from searchrl.retrieval.options import AnyForm, Pooling, VectorOptions
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ class Runtime:
     """
 
     device: str = "cpu"
-    dtype: NumberForm | Literal["auto"] = "float32"
+    dtype: AnyForm = "float32"
     batch_size: int = 64
 
 
@@ -143,18 +143,30 @@ class Encoder:
 
     def _pooled(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
         """Yield ``(places in texts, their vectors before scaling)``."""
-        import torch
-
         from searchrl.retrieval.packed_encoder import PackedNetwork
 
-        network, how = self._network, (self.settings.max_length, self._batch_size)
-        if isinstance(network, PackedNetwork):
-            for places, tokens in token_lists(self._tokenizer, texts, *how):
-                for place, hidden_TD in zip(places, network.hidden(tokens), strict=True):
-                    mask_BT = torch.ones(1, len(hidden_TD))
-                    yield [place], _pooled(hidden_TD.unsqueeze(0), mask_BT, self.settings.pooling)
-            return
-        for places, tensors in token_batches(self._tokenizer, texts, None, *how):
+        if isinstance(self._network, PackedNetwork):
+            return self._pooled_packed(self._network, texts)
+        return self._pooled_padded(self._network, texts)
+
+    def _pooled_packed(
+        self, network: PackedNetwork, texts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        import torch
+
+        for places, tokens in token_lists(
+            self._tokenizer, texts, self.settings.max_length, self._batch_size
+        ):
+            for place, hidden_TD in zip(places, network.hidden(tokens), strict=True):
+                mask_BT = torch.ones(1, len(hidden_TD))
+                yield [place], _pooled(hidden_TD.unsqueeze(0), mask_BT, self.settings.pooling)
+
+    def _pooled_padded(
+        self, network: PreTrainedModel, texts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        for places, tensors in token_batches(
+            self._tokenizer, texts, None, self.settings.max_length, self._batch_size
+        ):
             inputs = {name: each.to(network.device) for name, each in tensors.items()}
             output = network(**inputs)
             if not hasattr(output, "last_hidden_state"):  # DPR's answer with the first token's
@@ -238,7 +250,7 @@ def fingerprint(network: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _at_work(network: PreTrainedModel, dtype: str) -> PreTrainedModel | PackedNetwork:
+def _at_work(network: PreTrainedModel, dtype: AnyForm) -> PreTrainedModel | PackedNetwork:
     """The network as it encodes: packed in bfloat16 on a CPU, where it is of a kind for that."""
     import torch
 
@@ -246,7 +258,7 @@ def _at_work(network: PreTrainedModel, dtype: str) -> PreTrainedModel | PackedNe
 
     chosen = dtype == "auto" and torch.cpu._is_amx_tile_supported()
     if (chosen or dtype == "bfloat16") and packs(network):
-        return PackedNetwork(network.to(torch.bfloat16))
+        return PackedNetwork(network.bfloat16())
     return network
 
 
