@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_TEXTS_KEPT = 4096
+"""Whose tokens are remembered: what is shown is counted, cut, counted again, and then read."""
 _QUIET_ROUNDS = 3
 """Turns of the event loop without a new request after which a batch starts."""
 
@@ -66,7 +69,8 @@ class LocalModel(LanguageModel):
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._thinking = thinking
+        self._encoded = lru_cache(_TEXTS_KEPT)(lambda text: encode_text(tokenizer, text))
+        self._rendered = lru_cache(_TEXTS_KEPT)(lambda chat: render_chat(tokenizer, chat, thinking))
         self._decoder = _open_decoder(model, tokenizer, _context_length(model), cache_gib, vllm)
         self._waiting: list[_Asked] = []
         self._decoding: list[_Asked] = []
@@ -79,11 +83,11 @@ class LocalModel(LanguageModel):
 
     def render_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat in the model's own template, up to where the assistant speaks."""
-        return render_chat(self.tokenizer, messages, self._thinking)
+        return list(self._rendered(tuple(messages)))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
-        return encode_text(self.tokenizer, text)
+        return list(self._encoded(text))
 
     async def complete(self, prompt_token_ids: Sequence[int], sampling: Sampling) -> Completion:
         """Continue a prompt, batched with whatever else is being asked.
