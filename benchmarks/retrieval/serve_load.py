@@ -6,10 +6,11 @@
 Both hold the same search over the same corpus, see ``searches``; the other server is
 ``search_r1_server``. Clients are connections over loopback, each with one request under way. Runs
 are bounded in time, and the servers take turns within a setting, so that another load on the
-machine meets both; on a busy machine only the ratios mean something. Either server gets one thread
-for its arithmetic. Their encoder is in float32, as Search-R1's is unless it is told ``use_fp16``,
-for which a CPU has no fast kernels, and in bfloat16 as ``theirs-bfloat16``; ours is in the form
-that our server chooses.
+machine meets both; on a busy machine only the ratios mean something. A server's arithmetic gets one
+thread a call. The other server computes the calls of many requests at once; ours computes one at a
+time, so it takes ``--workers`` to have all of a machine. Their encoder is in float32, as Search-R1's
+is unless it is told ``use_fp16``, for which a CPU has no fast kernels, and in bfloat16 as
+``theirs-bfloat16``; ours is in the form that our server chooses.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from searchrl.serving.settings import ServerSettings
 SERVERS = ("theirs", "theirs-bfloat16", "lean", "ours")
 _QUERIES = 4_096
 _SECONDS_TO_OPEN = 240
+_ASKED = 16
+"""Times that a server has to say that it is ready."""
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _COLUMNS = (
     "search", "passages", "clients", "queries a request", "server", "queries/s", "p50 ms",
@@ -53,7 +56,7 @@ def main() -> None:
         for search in options.search
     ]
     if options.serve:
-        be_server(options.serve, settings[0], options.words, options.port)
+        be_server(options.serve, settings[0], options)
         return
     print(f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
     for setting in settings:
@@ -75,18 +78,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("build/retrieval"))
     parser.add_argument("--encoder", help="text encoder: a path or a hub name")
     parser.add_argument("--words", choices=("pyserini", "bm25s"), default="bm25s")
+    parser.add_argument("--workers", type=int, default=1, help="processes of our server")
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def be_server(name: str, setting: Setting, words: str, port: int) -> None:
+def be_server(name: str, setting: Setting, options: argparse.Namespace) -> None:
     """Serve until a signal ends it."""
+    port: int = options.port
     if name == "ours":
-        run_workers(Address(port=port), partial(_our_app, setting), lambda: None)
+        address = Address(port=port, workers=options.workers)
+        run_workers(address, partial(_our_app, setting), lambda: None)
     else:
         dtype = "bfloat16" if name == "theirs-bfloat16" else "float32"
-        search_r1_server.serve(open_theirs(setting, words, dtype), port, lean=name == "lean")
+        engine = open_theirs(setting, options.words, dtype)
+        search_r1_server.serve(engine, port, lean=name == "lean")
 
 
 def _our_app(setting: Setting) -> RetrieverApp:
@@ -94,7 +101,7 @@ def _our_app(setting: Setting) -> RetrieverApp:
 
 
 @contextmanager
-def running(name: str, setting: Setting, words: str) -> Iterator[tuple[int, int]]:
+def running(name: str, setting: Setting, options: argparse.Namespace) -> Iterator[tuple[int, int]]:
     """A server in a process of its own; yields its port and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -102,7 +109,8 @@ def running(name: str, setting: Setting, words: str) -> Iterator[tuple[int, int]
     command = [
         sys.executable, "-m", "benchmarks.retrieval.serve_load", "--serve", name,
         "--search", setting.search, "--passages", str(setting.passages),
-        "--data", str(setting.data), "--words", words, "--port", str(port),
+        "--data", str(setting.data), "--words", options.words, "--port", str(port),
+        "--workers", str(options.workers),
         *(() if setting.encoder is None else ("--encoder", setting.encoder)),
     ]  # fmt: skip
     # Progress bars go where nobody waits for them.
@@ -120,10 +128,11 @@ def _await_ready(port: int, process: subprocess.Popen[bytes], log: str) -> None:
     import httpx2
 
     until = time.monotonic() + _SECONDS_TO_OPEN
+    url = f"http://127.0.0.1:{port}/health/ready"
     while time.monotonic() < until and process.poll() is None:
         try:
-            url = f"http://127.0.0.1:{port}/health/ready"
-            if httpx2.get(url, timeout=5).status_code == 200:
+            # Any worker may answer a new connection, and all have to be ready.
+            if all(httpx2.get(url, timeout=5).status_code == 200 for _ in range(_ASKED)):
                 return
         except httpx2.TransportError:
             pass
@@ -140,8 +149,7 @@ def compare(setting: Setting, options: argparse.Namespace) -> Iterator[str]:
     ]
     with ExitStack() as stack:
         servers = {
-            name: stack.enter_context(running(name, setting, options.words))
-            for name in options.servers
+            name: stack.enter_context(running(name, setting, options)) for name in options.servers
         }
         for clients in options.clients:
             loads: dict[str, list[Load]] = {name: [] for name in servers}

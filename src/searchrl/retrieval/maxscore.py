@@ -38,6 +38,8 @@ _MANY = 8
 """Times ``k`` rows in a window: above that it pays to raise the k-th best score first."""
 _ENOUGH = 4
 """Times ``k`` rows: so few are scored at less cost than it takes to leave some out."""
+_SPARSE = 16
+"""Of so many sums one is not 0: above that it takes less time to clear them all."""
 _WINDOW = 1 << 18
 """Passages whose sums are taken at once; they fit a core's cache."""
 
@@ -94,8 +96,11 @@ class Accumulator:
         try:
             found = search.candidates()
         finally:
-            for each in search.added:
-                sums[each] = 0
+            if _SPARSE * sum(map(len, search.added)) > len(sums):
+                sums.fill(0)
+            else:
+                for each in search.added:
+                    sums[each] = 0
         return found if len(found) >= k else None
 
 
@@ -187,9 +192,13 @@ class _Search:
 
     def _with_tables(self, rows: Rows) -> Floats:
         """The sums of some rows and what their entries stand for: too much by ``_gap`` at most."""
-        sums: Floats = self._sums.take(rows)
-        for entries in self._tables:
-            sums += entries.take(rows) * np.float32(self._step)
+        places = rows.astype(np.intp)
+        sums: Floats = self._sums.take(places)
+        if self._tables:
+            bounds = self._wide(self._tables[0].take(places))
+            for entries in self._tables[1:]:
+                bounds += entries.take(places)
+            sums += bounds * np.float32(self._step)
         return sums
 
     def _scan(self) -> Rows:
@@ -209,10 +218,14 @@ class _Search:
     def _window(self, start: int) -> npt.NDArray[np.unsignedinteger]:
         """Sums of the tables' entries for the passages from ``start`` on."""
         parts = [entries[start : start + _WINDOW] for entries in self._tables]
-        sums = parts[0].astype(np.min_scalar_type(LEVELS * len(parts)))
+        sums = self._wide(parts[0])
         for part in parts[1:]:
             sums += part
         return sums
+
+    def _wide(self, entries: Bytes) -> npt.NDArray[np.unsignedinteger]:
+        """A copy of entries in a form that holds the sum of those of all tables."""
+        return entries.astype(np.min_scalar_type(LEVELS * len(self._tables)))
 
     def _cut(self) -> int:
         """The least sum of entries that reaches ``least``; 1, a match, where none is known."""
