@@ -8,8 +8,8 @@ Both hold the same search over the same corpus, see ``searches``; the other serv
 are bounded in time, and the servers take turns within a setting, so that another load on the
 machine meets both; on a busy machine only the ratios mean something. A server's arithmetic gets one
 thread a call. The other server computes the calls of many requests at once; ours computes one at a
-time, so it takes ``--workers`` to have all of a machine. Their encoder is in float32, as Search-R1's
-is unless it is told ``use_fp16``, for which a CPU has no fast kernels, and in bfloat16 as
+time, so it takes ``--workers`` to have all of a machine. Their encoder is in float32, as it is in
+Search-R1 unless told ``use_fp16``, for which a CPU has no fast kernels, and in bfloat16 as
 ``theirs-bfloat16``; ours is in the form that our server chooses.
 """
 
