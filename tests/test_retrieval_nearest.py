@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,6 +125,25 @@ def test_the_best_rows_are_those_of_a_full_sort(scores: list[float], k: int, see
     ranks = np.random.default_rng(seed).permutation(len(scores)).astype(np.int32)
     expected = sorted(range(len(scores)), key=lambda row: (-scores[row], ranks[row]))[:k]
     assert best_rows(array, ranks, k).tolist() == expected
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 999),
+    total=st.integers(1, 400),
+    count=st.integers(1, 12),
+    values=st.sampled_from([3, 10_000]),
+)
+def test_the_best_of_groups_are_the_best_of_all(
+    seed: int, total: int, count: int, values: int
+) -> None:
+    drawn = np.random.default_rng(seed).integers(values, size=(total, 3)).astype(np.float32)
+    best, places = module._best_of(torch.from_numpy(drawn), count)
+    rows = places.numpy()
+    for query in range(3):
+        expected = sorted(drawn[:, query].tolist(), reverse=True)[:count]
+        assert best[query].tolist() == drawn[rows[query], query].tolist() == expected
+        assert len(set(rows[query].tolist())) == len(expected)
 
 
 class TestShards:

@@ -85,6 +85,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
         (("--index", "x", "--web", "serper"), "one of --index DIR, --shard URL"),
         (("--index", "x", "--set", "per_second=1"), "--set per_second=1: goes with --web"),
         (("--web", "serper", "--encoder", "x"), "--encoder x: goes with --index"),
+        (("--web", "serper", "--dtype", "float32"), "--dtype float32: goes with --index"),
         (("--web", "bing"), "web options: provider"),
         (("--web", "serper", "--set", "depth=3"), "web options: depth"),
         (("--web", "serper"), "SERPER_API_KEY"),

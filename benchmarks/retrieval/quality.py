@@ -22,17 +22,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 import torch
 
 from searchrl.cli.progress import stages
 from searchrl.data.jsonl import read_lines
 from searchrl.retrieval.dense import DenseRetriever
+from searchrl.retrieval.encoder import Runtime
 from searchrl.retrieval.hybrid import HybridRetriever
-from searchrl.retrieval.index import build_index
+from searchrl.retrieval.index import build_index, open_index
 from searchrl.retrieval.metrics import mean_metrics, rankings_of, read_qrels, read_queries
 from searchrl.retrieval.nearest import rescored
-from searchrl.retrieval.options import HybridOptions, RerankOptions
+from searchrl.retrieval.options import AnyForm, HybridOptions, RerankOptions
 from searchrl.retrieval.protocol import IndexRetriever, Ranking, Retriever
 from searchrl.retrieval.rerank import RerankedRetriever, load_cross_encoder
 
@@ -59,6 +61,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--encoder", required=True, help="text encoder: a path or a hub name")
     parser.add_argument("--reranker", help="cross-encoder: a path or a hub name")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(AnyForm),
+        default="float32",
+        help="number form of the encoder of queries; that of passages is float32",
+    )
     parser.add_argument(
         "--set",
         nargs=4,
@@ -89,7 +97,9 @@ def measured(
         yield _row(name, "the run", mean_metrics(asked, qrels), 1.0, None)
     with tempfile.TemporaryDirectory() as folder, stages() as progress:
         options = HybridOptions(encoder=arguments.encoder)
-        hybrid = build_index(corpus, Path(folder) / "index", options, progress=progress)
+        index, runtime = Path(folder) / "index", Runtime(dtype=arguments.dtype)
+        build_index(corpus, index, options, progress=progress)
+        hybrid = open_index(index, verify=False, runtime=runtime)
         for label, retriever in retrievers(hybrid, arguments.reranker):
             started = time.perf_counter()
             rankings = asyncio.run(rankings_of(retriever, queries, _DEPTH))

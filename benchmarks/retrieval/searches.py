@@ -24,7 +24,7 @@ from benchmarks.retrieval.zipf import passages
 from searchrl.data.corpus_store import CorpusStore
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.dense import DenseRetriever
-from searchrl.retrieval.encoder import Encoder, EncoderSettings, load_encoder
+from searchrl.retrieval.encoder import EncoderSettings, Runtime, load_encoder, open_encoder
 from searchrl.retrieval.options import DenseOptions
 from searchrl.retrieval.protocol import IndexRetriever, Ranking, Retriever
 from searchrl.retrieval.vectors import write_vectors
@@ -115,7 +115,12 @@ def open_ours(setting: Setting) -> Retriever:
     store = CorpusStore(setting.store)
     if setting.search == "bm25":
         return Bm25Retriever.open(store, setting.store.with_name("words"))
-    return DenseRetriever(store, query_encoder(setting), setting.vectors)
+    encoder: Any = DrawnEncoder(_DIMENSIONS["flat"])
+    if setting.search == "encoder":
+        settings = load_encoder(DenseOptions(encoder=_named(setting)), "query").settings
+        # As a server opens it, which is free to choose the number form.
+        encoder = open_encoder(settings, Runtime(dtype="auto"), setting.vectors)
+    return DenseRetriever(store, encoder, setting.vectors)
 
 
 class Engine(Protocol):
@@ -138,17 +143,46 @@ class NullEngine:
         return documents, [[1.0] * k for _ in queries]
 
 
+class PlainEncoder:
+    """An encoder in Search-R1's manner: one padded batch a request, pooled by the mean."""
+
+    def __init__(self, model: str, dtype: str) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        self._network = AutoModel.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of length 1."""
+        import torch
+
+        with torch.no_grad():
+            inputs = self._tokenizer(
+                list(texts), max_length=256, padding=True, truncation=True, return_tensors="pt"
+            )
+            hidden_BTD = self._network(**inputs, return_dict=True).last_hidden_state
+            mask_BT1 = inputs["attention_mask"].unsqueeze(-1)
+            pooled_BD = (hidden_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
+            vectors_BD = torch.nn.functional.normalize(pooled_BD, dim=-1).float().numpy()
+        return np.ascontiguousarray(vectors_BD)
+
+
 class FlatEngine:
     """FAISS's flat index behind an encoder, one call of each for a request."""
 
-    def __init__(self, setting: Setting, rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, setting: Setting, dtype: str, rows: Sequence[dict[str, Any]]) -> None:
         import faiss
 
         dimension = _DIMENSIONS[setting.search]
         # From 1.14.2 on, batches below this many numbers are scanned query by query.
         faiss.cvar.distance_compute_blas_threshold = 3 * dimension
         self._rows = rows
-        self._encoder = query_encoder(setting)
+        self._encoder = (
+            PlainEncoder(_named(setting), dtype)
+            if setting.search == "encoder"
+            else DrawnEncoder(dimension)
+        )
         self._index = faiss.IndexFlatIP(dimension)
         for shard in sorted(setting.vectors.glob("*.npy")):
             self._index.add(np.load(shard))
@@ -173,18 +207,19 @@ class WordsEngine:
         return documents, [list(scores) for _, scores in found]
 
 
-def open_theirs(setting: Setting, words: str) -> Engine:
+def open_theirs(setting: Setting, words: str, dtype: str) -> Engine:
     """The engine of a server in Search-R1's manner.
 
     Args:
         setting: what it holds.
         words: the engine of ``bm25``, ``pyserini`` or ``bm25s``.
+        dtype: number form of the weights of ``encoder``.
     """
     rows = open_rows(setting.corpus)
     if setting.search == "bm25":
         folder = index_folder("words", words, setting.passages, setting.data)
         return WordsEngine(ENGINES[words][1](folder), rows)
-    return NullEngine(rows) if setting.search == "null" else FlatEngine(setting, rows)
+    return NullEngine(rows) if setting.search == "null" else FlatEngine(setting, dtype, rows)
 
 
 def open_rows(corpus: Path) -> Sequence[dict[str, Any]]:
@@ -197,13 +232,9 @@ def open_rows(corpus: Path) -> Sequence[dict[str, Any]]:
     return loaded  # type: ignore[no-any-return]
 
 
-def query_encoder(setting: Setting) -> Any:
-    """The real encoder, or the drawn one."""
-    if setting.search == "flat":
-        return DrawnEncoder(_DIMENSIONS["flat"])
+def _named(setting: Setting) -> str:
     assert setting.encoder is not None, "the search encoder needs --encoder"
-    encoder: Encoder = load_encoder(DenseOptions(encoder=setting.encoder), "query")
-    return encoder
+    return setting.encoder
 
 
 def _rows(corpus: Path) -> Iterator[dict[str, Any]]:

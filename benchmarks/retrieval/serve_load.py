@@ -8,7 +8,9 @@ Both hold the same search over the same corpus, see ``searches``; the other serv
 are bounded in time, and the servers take turns within a setting, so that another load on the
 machine meets both; on a busy machine only the ratios mean something. A server's arithmetic gets one
 thread a call. The other server computes the calls of many requests at once; ours computes one at a
-time, so it takes ``--workers`` to have all of a machine.
+time, so it takes ``--workers`` to have all of a machine. Their encoder is in float32, as it is in
+Search-R1 unless told ``use_fp16``, for which a CPU has no fast kernels, and in bfloat16 as
+``theirs-bfloat16``; ours is in the form that our server chooses.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from searchrl.serving.app import RetrieverApp
 from searchrl.serving.server import Address, run_workers
 from searchrl.serving.settings import ServerSettings
 
-SERVERS = ("theirs", "lean", "ours")
+SERVERS = ("theirs", "theirs-bfloat16", "lean", "ours")
 _QUERIES = 4_096
 _SECONDS_TO_OPEN = 240
 _ASKED = 16
@@ -89,7 +91,9 @@ def be_server(name: str, setting: Setting, options: argparse.Namespace) -> None:
         address = Address(port=port, workers=options.workers)
         run_workers(address, partial(_our_app, setting), lambda: None)
     else:
-        search_r1_server.serve(open_theirs(setting, options.words), port, lean=name == "lean")
+        dtype = "bfloat16" if name == "theirs-bfloat16" else "float32"
+        engine = open_theirs(setting, options.words, dtype)
+        search_r1_server.serve(engine, port, lean=name == "lean")
 
 
 def _our_app(setting: Setting) -> RetrieverApp:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from searchrl.cli.arguments import Device, Encoder, need_packages
 from searchrl.errors import InputError
 
 if TYPE_CHECKING:
+    from searchrl.retrieval.options import AnyForm
     from searchrl.serving.served import Served
 
 _CACHE = Path("web.sqlite")
@@ -43,6 +44,10 @@ AllowedHosts = Annotated[
 ShardKey = Annotated[
     str | None, typer.Option(help="Environment variable that holds the API key of the shards.")
 ]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Number form of a dense or hybrid index's encoder."),
+]
 Reranker = Annotated[
     str | None, typer.Option(help="A cross-encoder to answer /rerank: a path or a hub name.")
 ]
@@ -70,6 +75,7 @@ def command(
     shard_key_variable: ShardKey = None,
     encoder: Encoder = None,
     device: Device = "cpu",
+    dtype: Dtype = "auto",
     reranker: Reranker = None,
 ) -> None:
     """Serve an index, or the web, over HTTP, as Search-R1's, s3's and verl's clients speak it.
@@ -100,6 +106,7 @@ def command(
         shard_key_variable,
         reranker,
         device,
+        dtype,
         seconds,
     )
     name = index or (f"the web by {web}" if web else f"{len(shard or ())} shards")
@@ -117,6 +124,7 @@ def _served(
     shard_key_variable: str | None,
     reranker: str | None,
     device: str,
+    dtype: AnyForm,
     seconds: float,
 ) -> Served:
     """What the options name.
@@ -133,10 +141,14 @@ def _served(
         raise InputError(f"--encoder {encoder}: goes with --index, which alone has vectors here")
     if shard_key_variable is not None and not shards:
         raise InputError(f"--shard-key-variable {shard_key_variable}: goes with --shard")
+    if dtype != "auto" and index is None:
+        raise InputError(f"--dtype {dtype}: goes with --index, which alone has vectors here")
     if overrides and web is None:
         raise InputError(f"--set {overrides[0]}: goes with --web; an index has its settings")
     if index is not None:
-        return IndexOnDisk(index=index, encoder=encoder, device=device, reranker=reranker)
+        return IndexOnDisk(
+            index=index, encoder=encoder, dtype=dtype, device=device, reranker=reranker
+        )
     if web is None:
         return RemoteShards(
             urls=shards,

@@ -35,20 +35,42 @@ def token_batches(
     """
     if not texts:
         return
+    tokens = _tokens(tokenizer, texts, pairs, max_length)
+    lengths = [len(ids) for ids in tokens["input_ids"]]
+    order = sorted(range(len(texts)), key=lambda place: -lengths[place])
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        yield places, _padded(tokens, places, tokenizer.pad_token_id or 0)
+
+
+def token_lists(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, batch_size: int
+) -> Iterator[tuple[range, list[list[int]]]]:
+    """Yield ``(places in texts, their tokens)`` in order; see ``token_batches``."""
+    if not texts:
+        return
+    tokens = _tokens(tokenizer, texts, None, max_length)["input_ids"]
+    for start in range(0, len(texts), batch_size):
+        own = tokens[start : start + batch_size]
+        yield range(start, start + len(own)), own
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+) -> Mapping[str, Any]:
     truncation = True if pairs is None else "only_second"
     try:
-        tokens = tokenizer(
+        tokens: Mapping[str, Any] = tokenizer(
             list(texts), None if pairs is None else list(pairs),
             truncation=truncation, max_length=max_length,
         )  # fmt: skip
     except Exception as error:
         # The tokenizer's own errors are bare exceptions; a query longer than the limit is one.
         raise InputError(f"texts cannot be cut to {max_length} tokens: {error}") from error
-    lengths = [len(ids) for ids in tokens["input_ids"]]
-    order = sorted(range(len(texts)), key=lambda place: -lengths[place])
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        yield places, _padded(tokens, places, tokenizer.pad_token_id or 0)
+    return tokens
 
 
 def _padded(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,13 +24,15 @@ import numpy.typing as npt
 
 from searchrl.data.passages import Passage
 from searchrl.errors import InputError, IntegrityError
-from searchrl.retrieval.batches import token_batches
+from searchrl.retrieval.batches import token_batches, token_lists
 from searchrl.retrieval.networks import load_network, longest_input
-from searchrl.retrieval.options import Pooling, VectorOptions
+from searchrl.retrieval.options import AnyForm, Pooling, VectorOptions
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from searchrl.retrieval.packed_encoder import PackedNetwork
 
 Side = Literal["query", "passage"]
 DEFAULT_MAX_LENGTH = 256
@@ -82,10 +84,17 @@ class EncoderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where and how fast encoders run; of no influence on what they compute but rounding."""
+    """Where and how fast encoders run; of no influence on what they compute but rounding.
+
+    Attributes:
+        device: as in ``cpu`` or ``cuda:0``.
+        dtype: number form of the weights. ``auto`` is bfloat16 where a processor is made for it
+            and a text keeps its vector in any batch, and float32 elsewhere.
+        batch_size: texts at once.
+    """
 
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: AnyForm = "float32"
     batch_size: int = 64
 
 
@@ -93,7 +102,7 @@ class Encoder:
     """Turns texts of one side into vectors.
 
     Args:
-        network: gives token vectors; on its device, in its number form.
+        network: gives token vectors; on its device, in its number form, as it is or packed.
         tokenizer: its tokenizer.
         settings: see there.
         batch_size: texts at once.
@@ -101,7 +110,7 @@ class Encoder:
 
     def __init__(
         self,
-        network: PreTrainedModel,
+        network: PreTrainedModel | PackedNetwork,
         tokenizer: PreTrainedTokenizerBase,
         settings: EncoderSettings,
         batch_size: int,
@@ -118,11 +127,10 @@ class Encoder:
         prefixed = [self.settings.prefix + text for text in texts]
         vectors = np.empty((len(texts), self.settings.dimension), np.float32)
         with torch.inference_mode():
-            for places, tensors in token_batches(
-                self._tokenizer, prefixed, None, self.settings.max_length, self._batch_size
-            ):
-                inputs = {name: each.to(self._network.device) for name, each in tensors.items()}
-                vectors[places] = self._pool(inputs).cpu().numpy()
+            for places, pooled_BD in self._pooled(prefixed):
+                if self.settings.normalise:
+                    pooled_BD = torch.nn.functional.normalize(pooled_BD, dim=-1)
+                vectors[places] = pooled_BD.cpu().numpy()
         return vectors
 
     def encode_passages(self, passages: Iterable[Passage]) -> npt.NDArray[np.float32]:
@@ -133,18 +141,39 @@ class Encoder:
         """The same network with other settings."""
         return Encoder(self._network, self._tokenizer, settings, self._batch_size)
 
-    def _pool(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _pooled(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        """Yield ``(places in texts, their vectors before scaling)``."""
+        from searchrl.retrieval.packed_encoder import PackedNetwork
+
+        if isinstance(self._network, PackedNetwork):
+            return self._pooled_packed(self._network, texts)
+        return self._pooled_padded(self._network, texts)
+
+    def _pooled_packed(
+        self, network: PackedNetwork, texts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
         import torch
 
-        output = self._network(**inputs)
-        if not hasattr(output, "last_hidden_state"):  # DPR's models answer with the first token's
-            pooled = output.pooler_output.float()
-        else:
-            mask_BT = inputs["attention_mask"]
-            pooled = _pooled(output.last_hidden_state.float(), mask_BT, self.settings.pooling)
-        if self.settings.normalise:
-            pooled = torch.nn.functional.normalize(pooled, dim=-1)
-        return pooled  # type: ignore[no-any-return]
+        for places, tokens in token_lists(
+            self._tokenizer, texts, self.settings.max_length, self._batch_size
+        ):
+            for place, hidden_TD in zip(places, network.hidden(tokens), strict=True):
+                mask_BT = torch.ones(1, len(hidden_TD))
+                yield [place], _pooled(hidden_TD.unsqueeze(0), mask_BT, self.settings.pooling)
+
+    def _pooled_padded(
+        self, network: PreTrainedModel, texts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        for places, tensors in token_batches(
+            self._tokenizer, texts, None, self.settings.max_length, self._batch_size
+        ):
+            inputs = {name: each.to(network.device) for name, each in tensors.items()}
+            output = network(**inputs)
+            if not hasattr(output, "last_hidden_state"):  # DPR's answer with the first token's
+                yield places, output.pooler_output.float()
+                continue
+            hidden_BTD, mask_BT = output.last_hidden_state.float(), inputs["attention_mask"]
+            yield places, _pooled(hidden_BTD, mask_BT, self.settings.pooling)
 
 
 def load_encoder(options: VectorOptions, side: Side, like: Encoder | None = None) -> Encoder:
@@ -173,7 +202,7 @@ def load_encoder(options: VectorOptions, side: Side, like: Encoder | None = None
         dimension=_dimension(network),
         fingerprint=fingerprint(network),
     )
-    return Encoder(network, tokenizer, settings, options.batch_size)
+    return Encoder(_at_work(network, options.dtype), tokenizer, settings, options.batch_size)
 
 
 def open_encoder(
@@ -191,14 +220,15 @@ def open_encoder(
         InputError: it cannot be loaded, or it is not the one the index was built with.
     """
     name = model or settings.model
-    network, tokenizer = load_network("encoder", name, False, runtime.dtype, runtime.device)
+    dtype = "float32" if runtime.dtype == "auto" else runtime.dtype
+    network, tokenizer = load_network("encoder", name, False, dtype, runtime.device)
     found = fingerprint(network)
     if found != settings.fingerprint:
         raise InputError(
             f"{where}: was built with another encoder than {name} (its weights differ); "
             f"name the one it was built with, {settings.model}, or build the index again"
         )
-    return Encoder(network, tokenizer, settings, runtime.batch_size)
+    return Encoder(_at_work(network, runtime.dtype), tokenizer, settings, runtime.batch_size)
 
 
 def fingerprint(network: PreTrainedModel) -> str:
@@ -218,6 +248,18 @@ def fingerprint(network: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _at_work(network: PreTrainedModel, dtype: AnyForm) -> PreTrainedModel | PackedNetwork:
+    """The network as it encodes: packed in bfloat16 on a CPU, where it is of a kind for that."""
+    import torch
+
+    from searchrl.retrieval.packed_encoder import PackedNetwork, packs
+
+    chosen = dtype == "auto" and torch.cpu._is_amx_tile_supported()
+    if (chosen or dtype == "bfloat16") and packs(network):
+        return PackedNetwork(network.bfloat16())
+    return network
 
 
 def _prefix(options: VectorOptions, side: Side, stated: EncoderSettings) -> str:

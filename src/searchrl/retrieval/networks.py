@@ -56,9 +56,12 @@ def longest_input(network: PreTrainedModel, wanted: int) -> int:
     positions = getattr(network.config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return wanted
-    if getattr(network.config, "model_type", "") in _OFFSET_POSITIONS:
-        positions -= 2
-    return min(wanted, positions)
+    return min(wanted, positions - first_position(network))
+
+
+def first_position(network: PreTrainedModel) -> int:
+    """The number of a text's first position."""
+    return 2 if getattr(network.config, "model_type", "") in _OFFSET_POSITIONS else 0
 
 
 def _load(name: str, classifier: bool, dtype: str) -> tuple[Any, list[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from searchrl.errors import InputError
 from searchrl.retrieval.encoder import Runtime
 from searchrl.retrieval.index import open_index, read_about
-from searchrl.retrieval.options import RerankOptions
+from searchrl.retrieval.options import AnyForm, RerankOptions
 from searchrl.retrieval.rerank import CrossEncoder, load_cross_encoder
 from searchrl.retrieval.shards import set_of
 from searchrl.retrieval.web.opening import open_web, web_key
@@ -69,10 +69,12 @@ class IndexOnDisk(Served):
     Attributes:
         index: the directory.
         encoder: where its encoder lies now, if it was moved.
+        dtype: number form of the encoder, as in ``Runtime``.
     """
 
     index: Path
     encoder: str | None = None
+    dtype: AnyForm = "auto"
 
     def check(self, workers: int) -> None:
         """See ``Served.check``; the index's files are read when it is opened."""
@@ -80,7 +82,7 @@ class IndexOnDisk(Served):
 
     def open(self, advance: Advance) -> Retriever:
         """See ``Served.open``."""
-        runtime = Runtime(self.device)
+        runtime = Runtime(self.device, self.dtype)
         return open_index(self.index, encoder=self.encoder, runtime=runtime, advance=advance)
 
     def describe(self) -> ServedIndex:
