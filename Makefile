@@ -50,13 +50,13 @@ test-verifiers: .venv-verifiers/ready
 
 .venv-trl/ready: pyproject.toml
 	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
-	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check \
+	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 uv
+	.venv-trl/bin/uv pip install --quiet --python .venv-trl/bin/python \
 	    --editable '.[torch,serve,trl]' pytest pytest-timeout hypothesis
 	touch $@
 
-# uv, since pip takes four minutes for as many packages as verl needs; torch by pip, which takes a CPU build where one is
-# at hand. Without pinned versions the search for ones that go together takes half an hour.
+# uv, since pip takes four minutes for as many packages as verl needs, and seven for TRL's; torch by pip, which takes a CPU
+# build where one is at hand. Without pinned versions the search for ones that go together takes half an hour.
 .venv-verl/ready: pyproject.toml constraints-verl.txt
 	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
 	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt torch==2.13.0 uv
