@@ -23,7 +23,7 @@ from searchrl.distributed.process import last_error, running
 from searchrl.distributed.verl_metrics import VerlLog
 from searchrl.recipe import Recipe
 from searchrl.recipe_file import load_recipe
-from tests.verl_cpu.recipes import ENVIRONMENT, SETTINGS
+from tests.verl_cpu.recipes import ENVIRONMENT, OWN_RAY, SETTINGS
 
 POLL = "SEARCHRL_BENCHMARK_POLL"
 """Seconds between looks of verl's trainer at the episodes; the plugin's own where it is unset."""
@@ -89,6 +89,7 @@ def _settings(order: Order) -> dict[str, Any]:
     prompt = order.work.longest_prompt
     return {
         **SETTINGS,
+        **OWN_RAY,
         "data.max_prompt_length": prompt,
         "data.max_response_length": order.work.longest - prompt,
         "actor_rollout_ref.rollout.max_model_len": order.work.longest,
