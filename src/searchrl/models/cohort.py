@@ -129,7 +129,7 @@ class Cohort:
         return tails
 
     def _fill(self, index: int, tail: Sequence[Piece]) -> None:
-        """Copy what a row has to itself into its tail; what is masked must be finite all the same."""
+        """Copy what a row has to itself into its tail; what is masked has to be finite."""
         place = 0
         for piece in tail:
             own = slice(place, place + len(piece))
