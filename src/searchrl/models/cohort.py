@@ -137,8 +137,8 @@ class Cohort:
                 self._keys[layer][index, :, own] = keys[0]
                 self._values[layer][index, :, own] = values[0]
             place += len(piece)
-        for layer in (*self._keys, *self._values):
-            layer[index, :, place:] = 0
+        for room in (*self._keys, *self._values):
+            room[index, :, place:] = 0
 
     def to_keep(self) -> list[tuple[Span, Indices, int]]:
         """What its rows share, once: keys and values, the tokens up to their end, those before."""
