@@ -123,14 +123,12 @@ class _Search:
         self._k = k
         self._sums = sums
         self._passages = len(sums)
-        self.added: list[Rows] = []
+        self.added: list[Places] = []
         self.least = 0.0
 
     def candidates(self) -> Rows:
         """Distinct rows, ascending; all that match where the k-th best score is not known."""
-        taken = self._add_rarest()
-        rows = np.concatenate(self.added) if self.added else np.zeros(0, np.int32)
-        partial = self._sums.take(rows)
+        taken, rows, partial = self._add_rarest()
         if len(rows) > _FEW:
             if taken == len(self._sparse):
                 self._learn(rows, partial)
@@ -142,23 +140,29 @@ class _Search:
             found = _distinct(np.concatenate([found, self._scan()]))
         return found
 
-    def _add_rarest(self) -> int:
+    def _add_rarest(self) -> tuple[int, Places, Floats]:
         """Add up terms until the others cannot lift a passage into the best by themselves.
 
         Returns:
-            How many terms were added up.
+            How many terms were added up, and ``_added_rows``.
         """
         for place, term in enumerate(self._sparse):
             if self.added and len(term.rows) > _FEW:
-                rows = np.concatenate(self.added)
-                self._learn(rows, self._sums.take(rows))
+                rows, partial = self._added_rows()
+                self._learn(rows, partial)
                 if self._rest[place] < self.least:
-                    return place
-            np.add.at(self._sums, term.rows, term.weights)
-            self.added.append(term.rows)
-        return len(self._sparse)
+                    return place, rows, partial
+            places = term.rows.astype(np.intp)
+            np.add.at(self._sums, places, term.weights)
+            self.added.append(places)
+        return len(self._sparse), *self._added_rows()
 
-    def _learn(self, rows: Rows, partial: Floats) -> None:
+    def _added_rows(self) -> tuple[Places, Floats]:
+        """The rows of the terms that were added up, once for each term, and their sums."""
+        rows = np.concatenate(self.added) if self.added else np.zeros(0, np.intp)
+        return rows, self._sums.take(rows)
+
+    def _learn(self, rows: Places, partial: Floats) -> None:
         """Raise ``least`` to what the rows whose sums are highest so far reach at least."""
         depth = self._depth()
         if depth <= len(rows):
@@ -258,8 +262,9 @@ def added_up(terms: Sequence[TermPostings], rows: Rows) -> Floats:
     return scores
 
 
-def _distinct(rows: Rows) -> Rows:
-    """Each of the rows, which are sorted in place, once: ``np.unique``, quicker for a few."""
+def _distinct(places: Rows | Places) -> Rows:
+    """Each of the rows once, ascending: ``np.unique``, quicker for a few."""
+    rows = places.astype(np.int32)
     rows.sort()
     first = np.ones(len(rows), np.bool_)
     np.not_equal(rows[1:], rows[:-1], out=first[1:])
