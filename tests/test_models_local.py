@@ -48,6 +48,15 @@ async def ask(model: LocalModel, first: int, turns: int = 1) -> list[int]:
     return token_ids
 
 
+def test_tokens_that_are_remembered_are_the_callers_to_change(model: LocalModel) -> None:
+    chat = [Message("user", "Who rows the ferry?")]
+    for ask in (lambda: model.encode("Who rows the ferry?"), lambda: model.render_chat(chat)):
+        first = ask()
+        expected = list(first)
+        first.clear()
+        assert ask() == expected != []
+
+
 def test_what_is_asked_together_is_decoded_together(model: LocalModel, sizes: list[int]) -> None:
     async def together() -> list[list[int]]:
         return await asyncio.gather(*(ask(model, 10 + n, turns=2) for n in range(9)))

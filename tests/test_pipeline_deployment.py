@@ -91,13 +91,6 @@ class Guide:
             assert time.monotonic() < patience
             time.sleep(0.05)
 
-    def until_quiet(self) -> None:
-        """Wait until no process of the directory is left."""
-        patience = time.monotonic() + _PATIENCE
-        while left := self.processes():
-            assert time.monotonic() < patience, left
-            time.sleep(0.05)
-
     def log(self, name: str) -> str:
         return (self.folder / "logs" / f"{name}.log").read_text()
 
@@ -147,10 +140,27 @@ def test_ctrl_c_ends_everything(training: tuple[Guide, subprocess.Popen[str]]) -
     stdout, stderr = process.communicate(timeout=_PATIENCE)
     assert (process.returncode, stderr) == (130, "")
     assert stdout.endswith("cancelled\n")
-    # The signal went to all of them, not to the script that waits for them alone.
-    guide.until_quiet()
+    assert guide.processes() == {}
     assert (guide.folder / RUN / "STATUS").read_text() == "cancelled\n"
     assert not (guide.folder / RUN / "final").exists()
+
+
+def test_after_ctrl_c_a_slow_retriever_is_waited_for(
+    training: tuple[Guide, subprocess.Popen[str]],
+) -> None:
+    guide, process = training
+    server = guide.find("searchrl serve")
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    guide.until(lambda: guide.find("searchrl train") is None, process)
+    time.sleep(0.3)
+    assert process.poll() is None
+    assert guide.find("start_retriever.sh") is not None
+    os.kill(server, signal.SIGCONT)
+    process.communicate(timeout=_PATIENCE)
+    assert process.returncode == 130
+    assert guide.processes() == {}
 
 
 def test_a_supervisor_that_ends_the_script_ends_everything(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ start_log() {
 }
 
 end_log() {
+  trap '' INT TERM HUP
   exec >&3 2>&4
   wait "$LOGGER" || true
 }
@@ -160,7 +161,9 @@ supervise() {
     code=0
     wait "$child" || code=$?
   done
-  trap - INT TERM HUP
+  # Not reset: a bash that was started to ignore Ctrl-C, as those in the background are, would take it again and die of it.
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
   [[ -z $stopped || $code != 0 ]] || code=130
   return "$code"
 }

@@ -9,6 +9,7 @@ repeats it.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_TEXTS_KEPT = 4096
-"""Whose tokens are remembered: what is shown is counted, cut, counted again, and then read."""
+_TEXTS_KEPT = 1024
+"""Whose tokens are remembered, four bytes each: what is shown is counted, cut, counted again, and
+then read."""
 _QUIET_ROUNDS = 3
 """Turns of the event loop without a new request after which a batch starts."""
 
@@ -69,8 +71,9 @@ class LocalModel(LanguageModel):
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._encoded = lru_cache(_TEXTS_KEPT)(lambda text: encode_text(tokenizer, text))
-        self._rendered = lru_cache(_TEXTS_KEPT)(lambda chat: render_chat(tokenizer, chat, thinking))
+        keep = lru_cache(_TEXTS_KEPT)
+        self._encoded = keep(lambda text: array("i", encode_text(tokenizer, text)))
+        self._rendered = keep(lambda chat: array("i", render_chat(tokenizer, chat, thinking)))
         self._decoder = _open_decoder(model, tokenizer, _context_length(model), cache_gib, vllm)
         self._waiting: list[_Asked] = []
         self._decoding: list[_Asked] = []

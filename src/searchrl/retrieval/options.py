@@ -15,7 +15,7 @@ from searchrl.options import Options
 Pooling = Literal["mean", "cls", "last"]
 Compression = Literal["auto", "none", "pq", "hnsw"]
 NumberForm = Literal["float32", "bfloat16", "float16"]
-AnyForm = Literal["auto", "float32", "bfloat16", "float16"]
+AnyForm = Literal["auto", NumberForm]
 """A number form, or the choice of one: see ``encoder.Runtime``."""
 
 RUNTIME = frozenset({"device", "dtype", "batch_size"})
