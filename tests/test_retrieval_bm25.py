@@ -107,6 +107,15 @@ class TestScores:
         once, twice = (small().top(query, 1)[0].score for query in ("film", "film film"))
         assert twice == pytest.approx(2 * once)
 
+    def test_words_that_begin_alike_are_told_apart(self) -> None:
+        words = ["zanzibab", "zanzibaba", "zanzibabax", "zanziba", "zanzibac"]
+        retriever = Bm25Retriever([Passage(word, "", word) for word in words])
+        for word in words:
+            first, second = retriever.top(word, 2)
+            assert (first.passage.id, second.score) == (word, 0)
+        for word in ("zanzibabaq", "zanzib", "zanzibad", "a"):
+            assert [hit.score for hit in retriever.top(word, 5)] == [0] * 5
+
 
 class TestOrder:
     @settings(max_examples=60)

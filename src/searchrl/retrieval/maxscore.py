@@ -20,6 +20,7 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ LEVELS = 63
 """Highest entry of a table: four of them add up within a byte."""
 _SLACK = 1e-4
 """By how much, relatively, single precision may be off in sums of at most 4,096 words."""
-_FEW = 8_192
+_FEW = 16_384
 """So few postings are added up at less cost than it takes to see whether they have to be."""
 _MANY = 8
 """Times ``k`` rows in a window: above that it pays to raise the k-th best score first."""
@@ -40,6 +41,8 @@ _ENOUGH = 4
 """Times ``k`` rows: so few are scored at less cost than it takes to leave some out."""
 _SPARSE = 16
 """Of so many sums one is not 0: above that it takes less time to clear them all."""
+_COLUMNS = 512
+"""So many scores hold the highest of many, nearly, if each is the highest of its share."""
 _WINDOW = 1 << 18
 """Passages whose sums are taken at once; they fit a core's cache."""
 
@@ -119,7 +122,7 @@ class _Search:
         self._step = max((term.step for term in ordered), default=0.0) * (1 + _SLACK)
         self._gap = self._step * len(self._tables)
         bounds = [term.most * (1 + _SLACK) for term in reversed(ordered)]
-        self._rest = np.append(np.cumsum(bounds)[::-1], 0.0).tolist()
+        self._rest = list(accumulate(bounds, initial=0.0))[::-1]
         self._k = k
         self._sums = sums
         self._passages = len(sums)
@@ -134,8 +137,7 @@ class _Search:
                 self._learn(rows, partial)
         elif len(rows) > self._depth():
             self._raise(_kth(partial, self._depth()))
-        kept = np.flatnonzero(partial >= self.least - self._rest[taken])
-        found = self._look_up(_distinct(rows.take(kept)), taken)
+        found = self._look_up(*self._kept(rows, partial, self._rest[taken]), taken)
         if self._tables and self._rest[taken] >= self.least:
             found = _distinct(np.concatenate([found, self._scan()]))
         return found
@@ -144,31 +146,38 @@ class _Search:
         """Add up terms until the others cannot lift a passage into the best by themselves.
 
         Returns:
-            How many terms were added up, and ``_added_rows``.
+            How many terms were added up; the rows that they may have among the best, each once for
+            a term at most; and the sums of those.
         """
+        rows = np.zeros(0, np.intp)
         for place, term in enumerate(self._sparse):
             if self.added and len(term.rows) > _FEW:
-                rows, partial = self._added_rows()
+                partial = self._sums.take(rows)
                 self._learn(rows, partial)
                 if self._rest[place] < self.least:
                     return place, rows, partial
+                rows, _ = self._kept(rows, partial, self._rest[place])
             places = term.rows.astype(np.intp)
             np.add.at(self._sums, places, term.weights)
             self.added.append(places)
-        return len(self._sparse), *self._added_rows()
+            # A row that no rarer term has gets among the best by this weight and what follows only.
+            few = self.least - self._rest[place + 1]
+            new = places if few <= 0 else places.take(np.flatnonzero(term.weights >= few))
+            rows = np.concatenate([rows, new])
+        return len(self._sparse), rows, self._sums.take(rows)
 
-    def _added_rows(self) -> tuple[Places, Floats]:
-        """The rows of the terms that were added up, once for each term, and their sums."""
-        rows = np.concatenate(self.added) if self.added else np.zeros(0, np.intp)
-        return rows, self._sums.take(rows)
+    def _kept(self, rows: Places, partial: Floats, rest: float) -> tuple[Places, Floats]:
+        """Those of the rows, and of their sums, that ``rest`` more can lift among the best."""
+        kept = np.flatnonzero(partial >= self.least - rest)
+        return rows.take(kept), partial.take(kept)
 
     def _learn(self, rows: Places, partial: Floats) -> None:
         """Raise ``least`` to what the rows whose sums are highest so far reach at least."""
         depth = self._depth()
         if depth <= len(rows):
-            top = np.argpartition(partial, len(rows) - depth)[len(rows) - depth :]
-            found = _distinct(rows.take(top))
-            scores = self._with_tables(found)
+            found = _distinct(rows.take(_high(partial, depth)))
+            scores = self._sums.take(found)
+            self._add_tables(scores, found)
             for term in self._sparse[len(self.added) :]:
                 scores += looked_up(term, found)
             self._raise(_kth(scores, self._k) - self._gap)
@@ -180,10 +189,23 @@ class _Search:
     def _raise(self, score: float) -> None:
         self.least = max(self.least, score * (1 - 2 * _SLACK))
 
-    def _look_up(self, found: Rows, taken: int) -> Rows:
-        """Those of the rows that can be among the best, as the other terms are looked up."""
-        partial = self._with_tables(found)
+    def _look_up(self, rows: Places, partial: Floats, taken: int) -> Rows:
+        """Those of the rows that can be among the best, as the other terms are looked up.
+
+        Args:
+            rows: each once for a term that was added up at most.
+            partial: their sums; used up.
+            taken: how many terms were added up.
+        """
         beyond = self._rest[len(self._sparse)]
+        if len(rows) > self._depth():
+            for place, entries in enumerate(self._tables, start=len(self._sparse) + 1):
+                partial += entries.take(rows) * np.float32(self._step)
+                rest = self._rest[taken] - beyond + self._rest[place]
+                rows, partial = self._kept(rows, partial, rest)
+        found = _distinct(rows)
+        partial = self._sums.take(found)
+        self._add_tables(partial, found)
         for place in range(taken, len(self._sparse) + 1):
             if place > taken:
                 partial += looked_up(self._sparse[place - 1], found)
@@ -194,16 +216,13 @@ class _Search:
             found, partial = found.take(kept), partial.take(kept)
         return found
 
-    def _with_tables(self, rows: Rows) -> Floats:
-        """The sums of some rows and what their entries stand for: too much by ``_gap`` at most."""
-        places = rows.astype(np.intp)
-        sums: Floats = self._sums.take(places)
+    def _add_tables(self, partial: Floats, rows: Places | Rows) -> None:
+        """Add to sums of rows what their entries stand for: too much by ``_gap`` at most."""
         if self._tables:
-            bounds = self._wide(self._tables[0].take(places))
+            bounds = self._wide(self._tables[0].take(rows))
             for entries in self._tables[1:]:
-                bounds += entries.take(places)
-            sums += bounds * np.float32(self._step)
-        return sums
+                bounds += entries.take(rows)
+            partial += bounds * np.float32(self._step)
 
     def _scan(self) -> Rows:
         """Rows that the terms with tables can lift among the best by themselves."""
@@ -272,5 +291,25 @@ def _distinct(places: Rows | Places) -> Rows:
 
 
 def _kth(scores: Floats, k: int) -> float:
-    """The k-th highest of at least k scores."""
-    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
+    """A score that k of at least k scores reach: the k-th highest or, of many, one near it."""
+    highest = _columns(scores).max(axis=0) if _are_many(scores, k) else scores
+    return float(np.partition(highest, len(highest) - k)[len(highest) - k])
+
+
+def _high(scores: Floats, count: int) -> Places:
+    """Places of ``count`` of at least as many scores: the highest or, of many, some near them."""
+    if not _are_many(scores, count):
+        return np.argpartition(scores, len(scores) - count)[len(scores) - count :]
+    columns = _columns(scores)
+    best = np.argpartition(columns.max(axis=0), _COLUMNS - count)[_COLUMNS - count :]
+    places: Places = columns[:, best].argmax(axis=0) * _COLUMNS + best
+    return places
+
+
+def _are_many(scores: Floats, wanted: int) -> bool:
+    return len(scores) > 2 * _COLUMNS > 16 * wanted
+
+
+def _columns(scores: Floats) -> Floats:
+    """The scores in columns, the last few left out: a maximum of each takes no time."""
+    return scores[: len(scores) // _COLUMNS * _COLUMNS].reshape(-1, _COLUMNS)

@@ -21,7 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter, eight_bytes
+from searchrl.data.byte_strings import (
+    WORD_BYTES,
+    ByteStrings,
+    ByteStringsWriter,
+    eight_bytes,
+)
 from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
 from searchrl.data.passages import Passage
@@ -119,32 +124,39 @@ class Postings:
 
     def terms(self, terms: Sequence[str]) -> list[TermPostings]:
         """The postings of the terms that any passage holds; a term that comes twice, twice."""
-        return [self._term(number) for number in self._numbers(terms)]
+        numbers = self._numbers(terms)
+        places = np.array(numbers, np.intp)
+        starts, ends = self.starts.take(places).tolist(), self.starts.take(places + 1).tolist()
+        bounds = zip(numbers, starts, ends, self.most.take(places).tolist(), strict=True)
+        return [
+            TermPostings(
+                self.rows[start:end], self.weights[start:end], most, self._table(number), self._step
+            )
+            for number, start, end, most in bounds
+        ]
 
-    def _term(self, number: int) -> TermPostings:
-        place = slice(self.starts[number], self.starts[number + 1])
+    def _table(self, number: int) -> npt.NDArray[np.uint8] | None:
         at = self._table_of.get(number)
-        return TermPostings(
-            self.rows[place],
-            self.weights[place],
-            float(self.most[number]),
-            None if at is None else self.tables[at],
-            self._step,
-        )
+        return None if at is None else self.tables[at]
 
     def _numbers(self, terms: Sequence[str]) -> list[int]:
         """The places of the terms in their order, those left out that no passage holds."""
         encoded = [_encode(term) for term in terms]
-        keys = np.array([int.from_bytes(term[:8].ljust(8, b"\0"), "big") for term in encoded], "u8")
-        first = np.searchsorted(self._starts_of_terms, keys).tolist()
-        last = np.searchsorted(self._starts_of_terms, keys, side="right").tolist()
-        numbers = map(self._number, encoded, first, last)
+        keys = np.array(encoded, f"S{WORD_BYTES}").view(">u8").astype(np.uint64)
+        places = self._starts_of_terms.searchsorted(keys).tolist()
+        numbers = map(self._number, encoded, keys, places)
         return [number for number in numbers if number is not None]
 
-    def _number(self, term: bytes, low: int, high: int) -> int | None:
-        """The place of a term, which is from ``low`` up to ``high``, if anywhere."""
-        place = bisect_left(self._terms, term, low, high) if high - low > 1 else low
-        return place if place < high and self._terms[place] == term else None
+    def _number(self, term: bytes, key: np.uint64, place: int) -> int | None:
+        """The place of a term, if it has one: ``place`` or one after it that starts as it does."""
+        starts = self._starts_of_terms
+        if place == len(starts) or starts[place] != key:
+            return None
+        if len(term) < WORD_BYTES or self._terms[place] == term:
+            return place
+        end = int(starts.searchsorted(key, side="right"))
+        place = bisect_left(self._terms, term, place, end)
+        return place if place < end and self._terms[place] == term else None
 
 
 def write_postings(
