@@ -10,7 +10,8 @@ import pytest
 
 from searchrl.distributed.trl import SearchRollout, grpo_arguments, search_reward
 from searchrl.errors import InputError
-from searchrl.models.local import LocalModel
+from searchrl.experiment import Experiment
+from searchrl.models.local import LocalModel, load_model
 from searchrl.recipe_file import load_recipe
 from tests.fakes import FailingRetriever, passages
 from tests.training_fixtures import ParityExperiment, save_model, small_recipe
@@ -58,6 +59,17 @@ def test_a_failed_search_is_no_reward(rollout: SearchRollout, random_model: Loca
     assert made["reward"] == [None]
     assert made["env_mask"] == [[0]]
     assert made["completion_ids"] == [[random_model.tokenizer.eos_token_id]]
+
+
+@pytest.mark.pipeline
+def test_gain_beyond_rag_is_scored_from_the_start(tmp_path: Path) -> None:
+    sizes = ("data.train.size=200", "data.train.questions=8")
+    recipe = load_recipe("tiny-grpo", sizes)
+    assert recipe.reward.kind == "gain_beyond_rag"
+    rollout = SearchRollout(Experiment(recipe, tmp_path / "run"))
+    prompts = [row["prompt"] for row in rollout.rows()[:2]]
+    made = rollout(prompts, trainer(load_model(recipe.searcher.model)))
+    assert all(isinstance(reward, float) for reward in made["reward"])
 
 
 def test_a_prompt_of_another_data_set_is_refused(

@@ -90,7 +90,7 @@ class Program:
                 [*command, str(folder / "order.json")],
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, **_environment()},
+                env={**os.environ, **engine_environment()},
                 cwd=_REPOSITORY,
             )
             try:
@@ -121,7 +121,8 @@ def _between(start: Cost, end: Cost) -> Cost:
     return Cost(end.wall - start.wall, end.cpu - start.cpu)
 
 
-def _environment() -> dict[str, str]:
+def engine_environment() -> dict[str, str]:
+    """What an engine's process is told: this project's code, one thread, no hub."""
     path = [str(_REPOSITORY / "src"), str(_REPOSITORY)]
     return {
         "PYTHONPATH": os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])]),

@@ -45,8 +45,9 @@ class SearchRollout:
         self._recipe = experiment.recipe
         self._thinking = experiment.local_searcher.thinking
         self._retriever = experiment.train.retriever
-        self._reward = experiment.reward()
         questions = asyncio.run(training_questions(experiment))
+        # After naive RAG's scores, which it takes with it.
+        self._reward = experiment.reward()
         self._questions = {question.text: question for question in questions}
 
     def rows(self) -> list[dict[str, str]]:
