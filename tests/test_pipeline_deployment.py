@@ -83,6 +83,12 @@ class Guide:
         """The process id of a program of the guide, where it runs."""
         return next((number for number, line in self.processes().items() if word in line), None)
 
+    def signal_retriever(self, number: int) -> None:
+        """Send the retriever, which has to run, a signal."""
+        server = self.find("searchrl serve")
+        assert server is not None
+        os.kill(server, number)
+
     def until(self, seen: Callable[[], object], process: subprocess.Popen[str]) -> None:
         """Wait until something is there."""
         patience = time.monotonic() + _PATIENCE
@@ -149,15 +155,13 @@ def test_after_ctrl_c_a_slow_retriever_is_waited_for(
     training: tuple[Guide, subprocess.Popen[str]],
 ) -> None:
     guide, process = training
-    server = guide.find("searchrl serve")
-    assert server is not None
-    os.kill(server, signal.SIGSTOP)
+    guide.signal_retriever(signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGINT)
     guide.until(lambda: guide.find("searchrl train") is None, process)
     time.sleep(0.3)
     assert process.poll() is None
     assert guide.find("start_retriever.sh") is not None
-    os.kill(server, signal.SIGCONT)
+    guide.signal_retriever(signal.SIGCONT)
     process.communicate(timeout=_PATIENCE)
     assert process.returncode == 130
     assert guide.processes() == {}
@@ -177,9 +181,7 @@ def test_a_retriever_that_dies_ends_the_training(
     training: tuple[Guide, subprocess.Popen[str]],
 ) -> None:
     guide, process = training
-    server = guide.find("searchrl serve")
-    assert server is not None
-    os.kill(server, signal.SIGKILL)
+    guide.signal_retriever(signal.SIGKILL)
     _, stderr = process.communicate(timeout=_PATIENCE)
     assert process.returncode == 75
     assert stderr == (

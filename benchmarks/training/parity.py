@@ -8,13 +8,15 @@ term and the clipping. Under TRL episodes are drawn by this engine from TRL's we
 questions in orders of their own and draw with seeds of their own, so no run repeats another.
 Compared are how the mean reward of a step rises, and how many held-out questions are answered in
 the end, on a world that shares no entity with the one of the training. Every run is a process of
-its own on one thread, TRL's under ``--trl-python``; one that has ended is not run again.
+its own on one thread, TRL's under ``--trl-python`` (``make .venv-trl/ready``). One that has ended
+is not run again; other settings want another ``--out``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -24,8 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.measured import engine_environment
+from benchmarks.training.measured import engine_environment, versions
 from searchrl.cli.progress import progress
+from searchrl.data.storage import write_json
+from searchrl.distributed.process import last_error
+from searchrl.errors import InputError, SearchRLError
 from searchrl.evaluation.comparison import compare
 from searchrl.experiment import Experiment
 from searchrl.methods import Trained, entrant
@@ -33,10 +38,11 @@ from searchrl.recipe import Recipe
 from searchrl.recipe_file import load_recipe
 
 _TRAINERS = ("ours", "trl")
-_FIRST = 3
-"""Steps at either end of a run whose rewards are averaged."""
+_CURVE = "curve.json"
+_LAST = 3
+"""Steps at the end of a run whose rewards are averaged."""
 _MICRO_BATCH = 32
-"""Episodes of a pass of TRL's update: the size that is fastest on a CPU, see ``peers``."""
+"""Most episodes of a pass of TRL's update, as in ``peers``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,20 @@ class Curve:
 def main() -> None:
     """Print the table, or be one of its runs."""
     options = _parser().parse_args()
-    if options.trainer:
-        curve = _TRAIN[options.trainer](_recipe(options, options.seeds[0]), options.out)
-        (options.out / "curve.json").write_text(json.dumps(asdict(curve)))
-        return
-    print("| seed | trainer | reward, first 3 steps | last 3 | held out, % | CPU s |")
+    try:
+        if options.trainer:
+            curve = _TRAIN[options.trainer](_recipe(options, options.seeds[0]), options.out)
+            write_json(options.out / _CURVE, asdict(curve))
+        else:
+            _compare(options)
+    except SearchRLError as error:
+        sys.exit(f"error: {error}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    if versions(_python(options, "trl"), ("trl",)) is None:
+        raise InputError(f"{options.trl_python}: no TRL there; make .venv-trl/ready")
+    print("| seed | trainer | reward, all steps | last 3 | held out, % | CPU s |")
     print("|---:|---|---:|---:|---:|---:|")
     gaps = []
     for seed in options.seeds:
@@ -70,9 +85,11 @@ def main() -> None:
             out = options.out / f"{name}-{seed}"
             curve = _run(name, seed, out, options)
             accuracies[name] = _accuracy(_recipe(options, seed), Path(curve.model), out / "test")
-            first, last = curve.rewards[:_FIRST], curve.rewards[-_FIRST:]
+            whole, last = (
+                statistics.mean(part) for part in (curve.rewards, curve.rewards[-_LAST:])
+            )
             print(
-                f"| {seed} | {name} | {statistics.mean(first):.3f} | {statistics.mean(last):.3f} "
+                f"| {seed} | {name} | {whole:.3f} | {last:.3f} "
                 f"| {100 * accuracies[name]:.1f} | {curve.cpu_seconds:,.0f} |",
                 flush=True,
             )
@@ -100,25 +117,30 @@ def _recipe(options: argparse.Namespace, seed: int) -> Recipe:
 
 def _run(name: str, seed: int, out: Path, options: argparse.Namespace) -> Curve:
     """One run in a process of its own; one that was finished before is read."""
-    written = out / "curve.json"
+    written, settings = out / _CURVE, out / "recipe.json"
+    recipe = _recipe(options, seed).model_dump(mode="json")
+    if settings.exists() and json.loads(settings.read_text()) != recipe:
+        raise InputError(f"{settings}: a run with other settings; choose another --out")
     if not written.exists():
         out.mkdir(parents=True, exist_ok=True)
-        # Absolute without following links: a link is what tells an environment from its base.
-        python = str(options.trl_python.absolute()) if name == "trl" else sys.executable
+        write_json(settings, recipe)
         command = [
-            python, "-m", "benchmarks.training.parity", "--trainer", name, "--seeds", str(seed),
-            "--recipe", options.recipe, "--out", str(out),
+            str(_python(options, name)), "-m", "benchmarks.training.parity", "--trainer", name,
+            "--seeds", str(seed), "--recipe", options.recipe, "--out", str(out),
             *(part for each in options.set for part in ("--set", each)),
         ]  # fmt: skip
-        with (out / "log").open("wb") as log:
-            subprocess.run(
-                command,
-                check=True,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **engine_environment()},
-            )
+        log = out / "log"
+        environment = {**os.environ, **engine_environment()}
+        with log.open("wb") as told:
+            ended = subprocess.run(command, stdout=told, stderr=told, env=environment)
+        if ended.returncode:
+            raise SearchRLError(f"{name}, seed {seed}: {last_error(log)}; see {log}")
     return Curve(**json.loads(written.read_text()))
+
+
+def _python(options: argparse.Namespace, name: str) -> Path:
+    # Absolute without following links: a link is what tells an environment from its base.
+    return Path(options.trl_python if name == "trl" else sys.executable).absolute()
 
 
 def _train_ours(recipe: Recipe, out: Path) -> Curve:
@@ -151,7 +173,9 @@ def _train_trl(recipe: Recipe, out: Path) -> Curve:
     rollout = SearchRollout(Experiment(recipe, out / "run"))
     local = load_model(recipe.searcher.model)
     arguments: dict[str, Any] = grpo_arguments(recipe)
-    passes = arguments["per_device_train_batch_size"] // _MICRO_BATCH
+    episodes = arguments["per_device_train_batch_size"]
+    micro_batch = math.gcd(episodes, _MICRO_BATCH)
+    passes = episodes // micro_batch
     trainer = GRPOTrainer(
         local.model,
         search_reward,
@@ -163,10 +187,9 @@ def _train_trl(recipe: Recipe, out: Path) -> Curve:
             logging_steps=1,
             **arguments
             | {
-                "per_device_train_batch_size": _MICRO_BATCH,
+                "per_device_train_batch_size": micro_batch,
                 "gradient_accumulation_steps": passes,
-                "steps_per_generation": passes,
-                "save_steps": recipe.run.steps,
+                "steps_per_generation": passes * recipe.learning.mini_batches,
             },
         ),
         train_dataset=Dataset.from_list(rollout.rows()),

@@ -307,6 +307,7 @@ def _high(scores: Floats, count: int) -> Places:
 
 
 def _are_many(scores: Floats, wanted: int) -> bool:
+    """Whether columns pay, and so few are wanted that most lie in columns of their own."""
     return len(scores) > 2 * _COLUMNS > 16 * wanted
 
 

@@ -21,12 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.byte_strings import (
-    WORD_BYTES,
-    ByteStrings,
-    ByteStringsWriter,
-    eight_bytes,
-)
+from searchrl.data.byte_strings import WORD_BYTES, ByteStrings, ByteStringsWriter, eight_bytes
 from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
 from searchrl.data.passages import Passage
@@ -127,12 +122,12 @@ class Postings:
         numbers = self._numbers(terms)
         places = np.array(numbers, np.intp)
         starts, ends = self.starts.take(places).tolist(), self.starts.take(places + 1).tolist()
-        bounds = zip(numbers, starts, ends, self.most.take(places).tolist(), strict=True)
+        found = zip(numbers, starts, ends, self.most.take(places).tolist(), strict=True)
         return [
             TermPostings(
                 self.rows[start:end], self.weights[start:end], most, self._table(number), self._step
             )
-            for number, start, end, most in bounds
+            for number, start, end, most in found
         ]
 
     def _table(self, number: int) -> npt.NDArray[np.uint8] | None:
@@ -152,6 +147,7 @@ class Postings:
         starts = self._starts_of_terms
         if place == len(starts) or starts[place] != key:
             return None
+        # A key holds a shorter term whole: no term has a byte of 0.
         if len(term) < WORD_BYTES or self._terms[place] == term:
             return place
         end = int(starts.searchsorted(key, side="right"))
