@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchrl.data.passages import Passage
-from searchrl.retrieval import bm25, maxscore, postings_build
+from searchrl.retrieval import bm25, maxscore, postings_tables
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.maxscore import LEVELS, Accumulator, TermPostings, added_up, fill_table
 from searchrl.retrieval.ranking import best_rows, in_order
@@ -157,7 +157,7 @@ def test_threads_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     passages = [
         Passage(f"p{n}", "", " ".join(f"w{n % m}" for m in range(2, 40))) for n in range(400)
     ]
-    monkeypatch.setattr(postings_build, "SMALL", 0)
+    monkeypatch.setattr(postings_tables, "SMALL", 0)
     retriever = Bm25Retriever(passages)
     assert len(retriever._postings.tables)
     queries = [f"w{n % 3} w{n} w{n * 7 % 31} w1" for n in range(60)]

@@ -29,21 +29,8 @@ from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
 from searchrl.data.passages import Passage
 from searchrl.retrieval.analysis import EnglishAnalyzer
-from searchrl.retrieval.maxscore import fill_table
-from searchrl.retrieval.postings import (
-    KEYS,
-    MOST,
-    ROWS,
-    SMALL,
-    STARTS,
-    TABLED,
-    TABLES,
-    TERMS,
-    WEIGHTS,
-    load,
-    table_step,
-    term_keys,
-)  # fmt: skip
+from searchrl.retrieval.postings import KEYS, MOST, ROWS, STARTS, TERMS, WEIGHTS, load, term_keys
+from searchrl.retrieval.postings_tables import write_tables
 from searchrl.retrieval.term_runs import Counts, RunPart, TermRuns
 
 _SPOOL = "spool.tmp"
@@ -52,8 +39,6 @@ _RUN = 1 << 21
 """Postings that are sorted at once."""
 _BLOCK = 1 << 20
 """Numbers of a mapped array that are computed with at once."""
-_SHARE = 16
-"""A term that one in so many passages holds has a table: two bytes a posting at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,28 +299,3 @@ def _counted(numbers: Mapping[bytes, int], runs: Sequence[RunPart]) -> Counts:
         known = found >= 0
         sums[found[known]] += run.counts[known]
     return sums
-
-
-def write_tables(directory: Path, passages: int) -> None:
-    """Write the tables of the most frequent terms, see ``TermPostings.table``."""
-    starts, most = load(directory / STARTS, np.int64), load(directory / MOST, np.float32)
-    rows, weights = load(directory / ROWS, np.int32), load(directory / WEIGHTS, np.float32)
-    tabled = _frequent(starts, passages) if passages > SMALL else np.zeros(0, np.int64)
-    np.save(directory / TABLED, tabled)
-    shape = (len(tabled), passages)
-    tables = np.lib.format.open_memmap(directory / TABLES, "w+", np.uint8, shape)
-    step = table_step(most, tabled)
-    for entries, number in zip(tables, tabled.tolist(), strict=True):
-        for start in range(starts[number], starts[number + 1], _BLOCK):
-            block = slice(start, min(start + _BLOCK, starts[number + 1]))
-            fill_table(entries, rows[block], weights[block], step)
-    tables.flush()
-
-
-def _frequent(starts: npt.NDArray[np.int64], passages: int) -> npt.NDArray[np.int64]:
-    """The terms that one passage in ``_SHARE`` holds, at least."""
-    found = [np.zeros(0, np.int64)]
-    for start in range(0, len(starts) - 1, _BLOCK):
-        holders = np.diff(starts[start : start + _BLOCK + 1])
-        found.append(start + np.flatnonzero(holders * _SHARE >= passages))
-    return np.concatenate(found)
