@@ -1,10 +1,11 @@
 """Numpy files written piece by piece, for arrays that are longer than memory allows.
 
-The file is a plain ``.npy`` of one axis; ``np.load`` maps it like any other.
+The files are plain ``.npy``; ``np.load`` maps them like any other.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ class ArrayWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # numpy pads a header so that the first axis can grow and the header stays as long.
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
+        with self._file:
+            # numpy pads a header so that the first axis can grow and the header stays as long.
+            self._file.seek(0)
+            self._write_header()
 
     def _write_header(self) -> None:
         header = {
@@ -47,3 +48,17 @@ class ArrayWriter:
             "shape": (self._length,),
         }
         np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def mapped_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """An array of zeros in a new ``.npy`` file, to be written at any place.
+
+    Raises:
+        OSError: the disk has no room for all of it. Without this the first page that finds none
+            would kill the process.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.array_file import ArrayWriter
+from searchrl.data.array_file import ArrayWriter, mapped_array
 from searchrl.data.byte_strings import WORD_BYTES, ByteStrings, eight_bytes
 from searchrl.data.sorted_runs import cuts, parts
 
@@ -58,12 +58,18 @@ class Ids:
         return self._strings[self._fields * row]
 
     def sorted(self, rows: Rows) -> Rows:
-        """Rows, ascending, in the order of their ids; equal ids in the order of their rows."""
+        """The rows in the order of their ids; equal ids stay in the order in which they come."""
         starts, lengths = self._places(rows)
         order = np.argsort(lengths, kind="stable")
+        ascending = lengths[order]
+        keys = np.empty(len(rows), np.uint64)
         for word in reversed(_words(lengths)):
-            keys = eight_bytes(self._strings.bytes, starts, lengths, word)[order]
-            order = order[np.argsort(keys, kind="stable")]
+            # Ids that end before have zeros there and stand first, where they stay.
+            first = int(ascending.searchsorted(word, side="right"))
+            longer = order[first:]
+            read = np.sort(longer)  # as the text lies
+            keys[read] = eight_bytes(self._strings.bytes, starts[read], lengths[read], word)
+            order[first:] = longer[np.argsort(keys[longer], kind="stable")]
         return rows[order]
 
     def check_distinct(self, rows: Rows) -> None:
@@ -73,13 +79,20 @@ class Ids:
             RepeatedIdError: two have.
         """
         starts, lengths = self._places(rows)
-        same = lengths[1:] == lengths[:-1]
+        # Places whose id is, as far as it has been read, the next one's.
+        same = np.flatnonzero(lengths[1:] == lengths[:-1])
         for word in _words(lengths):
-            keys = eight_bytes(self._strings.bytes, starts, lengths, word)
-            same &= keys[1:] == keys[:-1]
-        if same.any():
-            at = int(np.flatnonzero(same)[0])
-            raise RepeatedIdError(*rows[at : at + 2].tolist())
+            differ = lengths[same] > word
+            if not differ.any():
+                break
+            one, other = (
+                eight_bytes(self._strings.bytes, starts[at], lengths[at], word)
+                for at in (same[differ], same[differ] + 1)
+            )
+            differ[differ] = one != other
+            same = same[~differ]
+        if len(same):
+            raise RepeatedIdError(*rows[same[0] : same[0] + 2].tolist())
 
     def _places(self, rows: Rows) -> tuple[Rows, Rows]:
         """Where ids start and how long they are: one starts where the text before it ends."""
@@ -115,7 +128,7 @@ def write_order(ids: Ids, order: Path, ranks: Path) -> None:
             writer.append(rows)
     runs = np.load(spool, mmap_mode="r").view(np.ndarray)
     at = cuts(samples, _RUN // _SAMPLE)
-    places = np.lib.format.open_memmap(ranks, "w+", np.int32, (len(ids),))
+    places = mapped_array(ranks, np.int32, (len(ids),))
     done = 0
     with ArrayWriter(order, np.int32) as writer:
         for part in parts(lambda place: ids[int(runs[place])], ends, at):

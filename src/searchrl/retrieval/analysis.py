@@ -120,6 +120,8 @@ class _Remembered(dict[str, tuple[str, ...]]):
         self._of = terms
 
     def __missing__(self, match: str) -> tuple[str, ...]:
+        if len(match) > MAX_WORD:  # in pieces, and of any length
+            return self._of(match)
         if len(self) >= _REMEMBERED:
             self.clear()
         terms = self[match] = self._of(match)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import repeat
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.array_file import ArrayWriter
+from searchrl.data.array_file import ArrayWriter, mapped_array
 from searchrl.data.byte_strings import ByteStringsWriter
 from searchrl.data.corpus import Corpus
 from searchrl.data.corpus_store import Progress
@@ -196,7 +196,11 @@ def _write_norms(spool: Path, mean: float, k1: float, b: float) -> None:
 def _merge(own: WordStatistics, whole: WordStatistics | None, spool: Path, directory: Path) -> None:
     """Write the terms and their postings, one part of the vocabulary after the other."""
     at = own.holders.cuts()
-    wholes = repeat(None) if whole is None else whole.holders.parts(at)
+    wholes: Iterable[Sequence[RunPart] | None] = repeat(None)
+    if whole is not None:
+        # Its vocabulary is far larger than that of a small shard.
+        at = sorted({*at, *whole.holders.cuts()})
+        wholes = whole.holders.parts(at)
     passages = (whole or own).passages
     with _Merger(spool, directory, passages) as merger:
         for part, of_whole in zip(own.holders.parts(at), wholes, strict=False):
@@ -218,8 +222,8 @@ class _Merger:
         self._spooled_counts = load(spool / _COUNTS, np.uint32)
         self._norms = load(spool / _NORMS, np.float64)
         total = (len(self._spooled_rows),)
-        self._rows = np.lib.format.open_memmap(directory / ROWS, "w+", np.int32, total)
-        self._weights = np.lib.format.open_memmap(directory / WEIGHTS, "w+", np.float32, total)
+        self._rows = mapped_array(directory / ROWS, np.int32, total)
+        self._weights = mapped_array(directory / WEIGHTS, np.float32, total)
         self._files = ExitStack()
         self._terms = self._files.enter_context(ByteStringsWriter(directory, TERMS))
         self._keys, self._starts, self._most = (

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from searchrl.data.array_file import mapped_array
 from searchrl.retrieval.maxscore import fill_table
 from searchrl.retrieval.postings import (
     MOST,
@@ -37,7 +38,7 @@ def write_tables(directory: Path, passages: int) -> None:
     tabled = _frequent(starts, passages) if passages > SMALL else np.zeros(0, np.int64)
     np.save(directory / TABLED, tabled)
     shape = (len(tabled), passages)
-    tables = np.lib.format.open_memmap(directory / TABLES, "w+", np.uint8, shape)
+    tables = mapped_array(directory / TABLES, np.uint8, shape)
     step = table_step(most, tabled)
     for entries, number in zip(tables, tabled.tolist(), strict=True):
         for start in range(starts[number], starts[number + 1], _BLOCK):

@@ -96,7 +96,7 @@ class TermRuns:
         """The parts of the vocabulary between ``at``, in order, of each run what belongs there.
 
         Args:
-            at: what ``cuts`` gave, of these runs or of others with which they are read.
+            at: what ``cuts`` gave, of these runs and of others with which they are read.
         """
         terms = ByteStrings(self._directory, _TERMS)
         totals = np.load(self._directory / _TOTALS, mmap_mode="r").view(np.ndarray)
