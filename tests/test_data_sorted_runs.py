@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from searchrl.data import id_order
-from searchrl.data.array_file import ArrayWriter
-from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter
+from searchrl.data.array_file import ArrayWriter, mapped_array
+from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter, eight_bytes
 from searchrl.data.id_order import Ids, RepeatedIdError, write_order
 from searchrl.data.sorted_runs import cuts, parts
 
@@ -43,6 +45,16 @@ def test_an_array_in_pieces_is_a_plain_file(tmp_path: Path, pieces: list[int]) -
     assert (tmp_path / "pieces.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_a_mapped_array_has_its_room_on_disk_from_the_start(tmp_path: Path) -> None:
+    array = mapped_array(tmp_path / "array.npy", np.int32, (1 << 18,))
+    assert (tmp_path / "array.npy").stat().st_blocks * 512 >= array.nbytes
+    array[7] = 1
+    array.flush()
+    np.save(tmp_path / "whole.npy", array)
+    assert (tmp_path / "array.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.text("aé\0", max_size=20), min_size=1, unique=True), run=st.integers(1, 7))
 def test_ids_are_sorted_in_runs(
@@ -58,6 +70,29 @@ def test_ids_are_sorted_in_runs(
         order, ranks = written(names, directory)
     assert order.tolist() == sorted(range(len(names)), key=names.__getitem__)
     assert ranks[order].tolist() == list(range(len(names)))
+
+
+def test_a_long_id_costs_its_own_bytes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = 0
+
+    def counted(
+        text: npt.NDArray[np.uint8],
+        starts: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        place: int,
+    ) -> npt.NDArray[np.uint64]:
+        nonlocal read
+        read += len(starts)
+        return eight_bytes(text, starts, lengths, place)
+
+    monkeypatch.setattr(id_order, "eight_bytes", counted)
+    names = [str(number) for number in range(500)] + ["y" * 4_000 + end for end in "ba"]
+    order, _ = written(names, tmp_path)
+    assert order.tolist() == sorted(range(len(names)), key=names.__getitem__)
+    # Both steps read the bytes of every id, and neighbours of one length are compared.
+    assert read < 8 * sum(len(name) // 8 + 1 for name in names)
 
 
 @pytest.mark.parametrize("run", [2, 100])

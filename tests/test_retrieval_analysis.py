@@ -107,3 +107,10 @@ def test_the_top_ten_of_real_questions_are_anserinis() -> None:
     assert len(names) == 500
     for name, hits in zip(names, found, strict=True):
         assert [hit.passage.id for hit in hits] == expected[name][:10]
+
+
+def test_what_is_longer_than_a_word_is_not_remembered() -> None:
+    analyzer = EnglishAnalyzer()
+    for text in ("a" * MAX_WORD, "b" * (MAX_WORD + 1)):
+        assert "".join(analyzer.words(text)) == text
+    assert [*analyzer._terms] == ["a" * MAX_WORD]

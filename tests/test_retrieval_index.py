@@ -82,6 +82,12 @@ class TestBuild:
         assert check_index(tmp_path / "index")["canaries"] == 5
         assert list(open_index(tmp_path / "index").corpus) == corpus
 
+    def test_an_id_may_hold_half_a_surrogate_pair(self, tmp_path: Path) -> None:
+        corpus = [Passage("\ud800é", "Chur", "text")]
+        build_index(corpus, tmp_path / "index")
+        assert check_index(tmp_path / "index")["canaries"] == 1
+        assert list(open_index(tmp_path / "index").corpus) == corpus
+
     def test_an_empty_corpus_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="corpus is empty"):
             build_index([], tmp_path / "index")

@@ -13,7 +13,7 @@ import pytest
 from searchrl.data.jsonl import write_jsonl
 from searchrl.data.passages import Passage
 from searchrl.errors import InfrastructureError, InputError
-from searchrl.retrieval import shards
+from searchrl.retrieval import postings_build, shards, term_runs
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.encoder import load_encoder
 from searchrl.retrieval.index import build_index, open_index, read_about
@@ -26,6 +26,7 @@ from searchrl.retrieval.options import (
 from searchrl.retrieval.protocol import Hit, Retriever
 from searchrl.retrieval.sharded import ShardedRetriever, merged
 from searchrl.retrieval.shards import Shard, parse_shard, set_of
+from searchrl.retrieval.term_runs import RunPart
 from tests.command_line import good, refused
 from tests.encoders import CORPUS, write_encoder
 from tests.fakes import FailingRetriever
@@ -74,6 +75,26 @@ def test_words_that_memory_does_not_hold_are_counted_all_the_same(
     expected = asyncio.run(Bm25Retriever(passages()).search(QUERIES, 100))
     assert asyncio.run(sharded.search(QUERIES, 100)) == expected
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_small_shard_reads_the_words_of_the_whole_a_part_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(term_runs, "_PART", 8)
+    monkeypatch.setattr(term_runs, "_SAMPLE", 1)
+    read = []
+
+    class Watched(postings_build._Merger):
+        def add(self, runs: Sequence[RunPart], whole: Sequence[RunPart] | None) -> None:
+            assert whole is not None
+            read.append(sum(len(run.terms) for run in whole))
+            super().add(runs, whole)
+
+    monkeypatch.setattr(postings_build, "_Merger", Watched)
+    corpus = [Passage(str(n), "", " ".join(f"w{n}x{m}" for m in range(5))) for n in range(40)]
+    build_index(corpus, tmp_path / "part", shard=Shard(1, 40))
+    assert sum(read) == 200
+    assert max(read) <= 8
 
 
 def test_without_the_statistics_of_the_whole_they_are_not() -> None:

@@ -150,7 +150,8 @@ def _write_manifest(directory: Path, about: Mapping[str, Any]) -> None:
     }
     manifest = {"about": dict(about), "files": files, "sha256": _seal(about, files)}
     text = json.dumps(manifest, ensure_ascii=False, indent=2)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    # UTF-8 has no half surrogate pairs; as Python escapes them, so does JSON.
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _seal(about: Mapping[str, Any], files: Mapping[str, Any]) -> str:

@@ -72,7 +72,8 @@ def write_index(
 
     An index that stands at ``out`` is replaced when the new one is complete; anything else there
     is left alone. A build of vectors that was cut off goes on where it was. Memory does not grow
-    with the corpus, but for codes and graphs of vectors, which are searched in memory too.
+    with the corpus, but for a float a passage while the new index answers its canaries, and for
+    codes and graphs of vectors, which are searched in memory too.
 
     Args:
         corpus: a corpus file, or passages.
