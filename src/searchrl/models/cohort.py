@@ -15,7 +15,13 @@ import numpy as np
 import torch
 
 from searchrl.models.drawing import Row
-from searchrl.models.packed_attention import Partial, attend_all, attend_masked
+from searchrl.models.packed_attention import (
+    Partial,
+    Tails,
+    attend_all,
+    attend_tails,
+    bias_beyond,
+)
 from searchrl.models.prefix_cache import Layers
 from searchrl.models.token_tree import Indices
 
@@ -130,13 +136,7 @@ class Cohort:
 
     def _fill(self, index: int, tail: Sequence[Piece]) -> None:
         """Copy what a row has to itself into its tail; what is masked has to be finite."""
-        place = 0
-        for piece in tail:
-            own = slice(place, place + len(piece))
-            for layer, (keys, values) in enumerate(zip(piece.keys, piece.values, strict=True)):
-                self._keys[layer][index, :, own] = keys[0]
-                self._values[layer][index, :, own] = values[0]
-            place += len(piece)
+        place = copy_pieces(tail, self._keys, self._values, index)
         for room in (*self._keys, *self._values):
             room[index, :, place:] = 0
 
@@ -147,10 +147,7 @@ class Cohort:
 
     def begin_step(self) -> None:
         """Make room for one token a row."""
-        self._longest = max(self._lengths) + 1
-        columns = torch.arange(self._longest, device=self._device)
-        unseen = (columns > self._ends.unsqueeze(1))[:, None, None]
-        self._bias = self._keys[0].new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)
+        self._bias = bias_beyond(self._ends, max(self._lengths) + 1, self._keys[0])
 
     def end_step(self) -> None:
         """Count the token that was fed; rows that have ended write over their last one."""
@@ -162,17 +159,12 @@ class Cohort:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Attention of one new token a row; shapes as in ``PackedAttention``, with N rows."""
-        keys, values = self._keys[layer], self._values[layer]
-        keys[self._places, :, self._ends] = k[0].transpose(0, 1)
-        values[self._places, :, self._ends] = v[0].transpose(0, 1)
-        seen = slice(0, self._longest)
-        query = q[0].transpose(0, 1).unflatten(1, (k.shape[1], -1))
-        part = attend_masked(query, keys[:, :, seen], values[:, :, seen], self._bias, scale)
-        out = part[0].flatten(1, 2).transpose(0, 1).unsqueeze(0)
+        tails = Tails(self._keys[layer], self._values[layer], self._places, self._ends, self._bias)
+        own = attend_tails(q, k, v, tails, scale)
         if not self._spans:
-            return out
+            return own[0]
         partial = Partial(q)
-        partial.first(0, len(self.rows), (out, part[1].flatten(1, 2).T.unsqueeze(0)))
+        partial.first(0, len(self.rows), own)
         for span in self._spans:
             rows = q[:, :, span.start : span.end]
             joint = attend_all(rows, span.keys[layer], span.values[layer], scale)
@@ -207,6 +199,29 @@ class Cohort:
             for span, (start, end) in zip(self._spans, place, strict=True)
             if start < end
         ]
+
+
+def copy_pieces(
+    pieces: Sequence[Piece],
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    index: int,
+) -> int:
+    """Copy pieces, one after the other, into row ``index`` of each layer's ``[R, K, T, D]``.
+
+    Returns:
+        Tokens that were copied.
+    """
+    place = 0
+    for piece in pieces:
+        own = slice(place, place + len(piece))
+        for layer, (from_keys, from_values) in enumerate(
+            zip(piece.keys, piece.values, strict=True)
+        ):
+            keys[layer][index, :, own] = from_keys[0]
+            values[layer][index, :, own] = from_values[0]
+        place += len(piece)
+    return place
 
 
 def _tails(like: torch.Tensor, rows: int, room: int) -> torch.Tensor:

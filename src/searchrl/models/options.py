@@ -16,6 +16,9 @@ CPU_CACHE = 1 << 30
 """Bytes of keys and values that vLLM has on a CPU, as many as the packed decoder for its rows."""
 
 
+Decoding = Literal["auto", "eager", "graph", "compiled"]
+
+
 class LocalModelOptions(Options):
     """A model in this process."""
 
@@ -29,6 +32,11 @@ class LocalModelOptions(Options):
     cache_gib: PositiveFloat = 1.0
     """GiB of keys and values for what is decoded at a time, and as much again at most for prefixes
     that are kept; more of it decodes more together."""
+    decoding: Decoding = "auto"
+    """How a token is computed: ``eager``, operation by operation; ``graph``, a step of fixed shapes
+    that is recorded as a CUDA graph and replayed; ``compiled``, the same after ``torch.compile``,
+    which takes about a minute for each shape of a large model. ``auto`` is ``graph`` on CUDA and
+    ``eager`` elsewhere."""
 
     @property
     def name(self) -> str:
