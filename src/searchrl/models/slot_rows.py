@@ -62,7 +62,7 @@ class SlotRows(Running):
             return False
         form = form_of(self._model)
         if form != self._form:
-            self._steps.forget()
+            self.clear()
             self._form = form
         return True
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def bucket(number: int, least: int = 1) -> int:
-    """The smallest size that holds ``number``: doubles of ``least``, and what is halfway between."""
+    """The smallest size that holds a number: doubles of ``least``, and what is halfway between."""
     size = least
     while size < number:
         size *= 2

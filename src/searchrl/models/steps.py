@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Step = Callable[["PreTrainedModel", Slots, int, int], None]
 """As ``static_step``."""
 Record = Callable[[Callable[[], None]], Callable[[], None]]
-"""Takes work that has been done before, and returns what repeats it; it need not be done by then."""
+"""Takes work that has been done before and returns what does it; nothing is done by then."""
 
 _FIXED_ANGLES = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary positions whose angles do not follow the lengths of what is computed."""
@@ -195,15 +195,13 @@ def form_of(model: PreTrainedModel) -> tuple[object, ...]:
 
 def _kinds(model: PreTrainedModel) -> Iterator[tuple[object, ...]]:
     for module in model.modules():
-        adapter = ()
-        if hasattr(module, "lora_A"):
-            adapter = (
-                module.disable_adapters,
-                tuple(module.active_adapters),
-                tuple(module.merged_adapters),
-                tuple(module.scaling.items()),
-            )
-        yield type(module), adapter
+        yield type(module), _switches(module) if hasattr(module, "lora_A") else ()
+
+
+def _switches(layer: Any) -> tuple[object, ...]:
+    """What decides whether and how an adapter's factors count."""
+    active, merged = tuple(layer.active_adapters), tuple(layer.merged_adapters)
+    return layer.disable_adapters, active, merged, tuple(layer.scaling.items())
 
 
 def _warn(how: str, error: Exception) -> None:
