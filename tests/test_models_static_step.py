@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -52,7 +52,7 @@ def model(random_model: LocalModel) -> LocalModel:
     return LocalModel(copy.deepcopy(random_model.model), random_model.tokenizer)
 
 
-def opened(model: LocalModel, steps: Steps, **named: Any) -> PackedDecoder:
+def opened(model: LocalModel, steps: Steps | None, **named: Any) -> PackedDecoder:
     return PackedDecoder(model.model, model.tokenizer, CONTEXT, steps=steps, **named)
 
 
@@ -99,11 +99,12 @@ def test_every_family_is_decoded_as_by_its_own_attention(
 def test_a_row_is_the_same_on_both_sides_of_every_bucket_edge(model: LocalModel) -> None:
     steps, _ = taped()
     decoder = opened(model, steps)
-    prompts = [tuple(range(3, 3 + n)) for n in (12, 15, 16, 17, 22, 30)]
-    for prompt in prompts:
-        requests = [Request(prompt, Sampling(40, 1.0, seed=5))]
+    lengths = set()
+    for length in (12, 15, 16, 17, 23, 24, 25):
+        requests = [Request(tuple(range(3, 3 + length)), Sampling(20, 1.0, seed=5))]
         assert_same(decoder.complete(requests), padded(model, requests))
-    assert {length for _, length in steps.recorded} >= {24, 32, 48}
+        lengths |= {keys for _, keys in steps.recorded}
+    assert lengths == {16, 24, 32, 48}
 
 
 def test_greedy_and_drawn_rows_of_any_temperature_go_together(model: LocalModel) -> None:
@@ -125,9 +126,10 @@ def come_and_go(decoder: PackedDecoder, requests: Sequence[Request], taken: Sequ
     return [decoder.drawing.completion(row) for row in rows]
 
 
-@given(seed=st.integers(0, 999), taken=st.lists(st.integers(0, 5), max_size=8))
+@settings(max_examples=10)
+@given(seed=st.integers(0, 999), taken=st.lists(st.integers(0, 4), max_size=6))
 def test_rows_come_and_go_in_any_order(random_model: LocalModel, seed: int, taken: Any) -> None:
-    requests = groups(seed, count=3, size=3)
+    requests = groups(seed, count=2, size=3)
     expected = PackedDecoder(random_model.model, random_model.tokenizer, CONTEXT).complete(requests)
     steps, tape = taped()
     decoder = opened(random_model, steps)
@@ -157,18 +159,18 @@ def test_rows_move_together_where_others_have_left(model: LocalModel) -> None:
 def test_few_shapes_are_recorded(model: LocalModel) -> None:
     steps, tape = taped()
     decoder, shapes = opened(model, steps), set()
-    for seed in range(6):
+    for seed in range(3):
         come_and_go(decoder, groups(seed), [1, 3, 2, 5])
         shapes |= set(steps.recorded)
     rows, lengths = ({shape[place] for shape in shapes} for place in (0, 1))
     assert rows <= {1, 2, 3, 4, 6, 8, 12}
     assert lengths <= {16, 24, 32, 48, 64, 96}
-    # All slots and sizes of these six rounds were there after the first ones.
+    # All slots and sizes of these rounds were there after the first ones.
     before = tape.recorded
-    for seed in range(6):
+    for seed in range(3):
         come_and_go(decoder, groups(seed), [1, 3, 2, 5])
     again = tape.recorded
-    for seed in range(6):
+    for seed in range(3):
         come_and_go(decoder, groups(seed), [1, 3, 2, 5])
     assert tape.recorded == again >= before
 
@@ -208,16 +210,16 @@ def in_double(model: LocalModel) -> None:
     model.model.double()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", ["cohorts", "taped", "compiled"])
 @pytest.mark.parametrize(
     "changes",
-    [(stepped,), (replaced,), (adapted, stepped, merged), (adapted, switched_off), (in_double,)],
-    ids=["in place", "elsewhere", "adapter", "adapter off", "other form"],
+    [(stepped, replaced, in_double), (adapted, stepped, switched_off), (adapted, merged)],
+    ids=["weights", "adapter", "merged adapter"],
 )
 def test_changed_weights_are_noticed(
-    model: LocalModel, changes: Sequence[Callable[[LocalModel], None]], compiled: bool
+    model: LocalModel, changes: Sequence[Callable[[LocalModel], None]], kind: str
 ) -> None:
-    steps: Steps = CompiledSteps("eager") if compiled else taped()[0]
+    steps = {"cohorts": None, "taped": taped()[0], "compiled": CompiledSteps("eager")}[kind]
     decoder = opened(model, steps)
     requests = [Request((5, n), Sampling(5, 1.0, seed=n)) for n in range(2)]
     for change in (lambda _: None, *changes):
@@ -243,7 +245,7 @@ def test_weights_that_change_in_place_take_no_new_recording(model: LocalModel) -
 
 
 def test_at_rest_nothing_is_held(model: LocalModel) -> None:
-    steps, tape = taped()
+    steps, _ = taped()
     decoder, requests = opened(model, steps), groups(2)
     said = decoder.complete(requests)
     assert steps.recorded
@@ -267,7 +269,7 @@ def test_rest_leaves_rows_that_run_alone(model: LocalModel) -> None:
 
 def test_rows_that_nobody_waits_for_are_dropped(model: LocalModel) -> None:
     decoder = opened(model, taped()[0])
-    rows = [decoder.drawing.row(Request((5, n), Sampling(500, 1.0, seed=n))) for n in range(6)]
+    rows = [decoder.drawing.row(Request((5, n), Sampling(500, 1.0, seed=n))) for n in range(3)]
     short = decoder.drawing.row(Request((5, 9), Sampling(20)))
     decoder.admit([*rows, short])
     decoder.drop(rows)
@@ -309,8 +311,10 @@ def test_a_token_costs_the_host_a_replay_and_a_read(model: LocalModel) -> None:
                 decoder._step()
     assert len(replays) == 6
     # The slots that are read; on a GPU a copy to the host besides.
-    assert {function for function, *_ in operations.done} == {torch.ops.aten.slice.Tensor}
-    assert len(operations.done) == 5
+    aten = torch.ops.aten
+    reading = {aten.slice.Tensor, aten.resolve_conj.default, aten.resolve_neg.default}
+    assert {function for function, *_ in operations.done} == reading
+    assert len(operations.done) == 5 * 3
 
 
 def test_a_step_asks_nothing_of_the_device(model: LocalModel) -> None:

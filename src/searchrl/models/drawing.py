@@ -169,7 +169,7 @@ def distribution(logits_BV: torch.Tensor, temperatures_B: torch.Tensor) -> torch
 
 
 def inverse_cdf(logprobs_BV: torch.Tensor, points_B: torch.Tensor) -> torch.Tensor:
-    """The token at which each row's cumulative probability passes its point in [0, 1), in double."""
+    """The token at which each row's cumulative probability passes its point in [0, 1)."""
     cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
     # Scaling by the total keeps a rounding shortfall from leaving the range.
     wanted_B1 = points_B.unsqueeze(1) * cumulative_BV[:, -1:]

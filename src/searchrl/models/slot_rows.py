@@ -10,6 +10,7 @@ What rows share is copied to each: reading it once for several takes shapes that
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,14 @@ from searchrl.models.prefix_cache import Layers
 from searchrl.models.running import Running
 from searchrl.models.slots import Slots
 from searchrl.models.static_step import bucket
-from searchrl.models.steps import Steps, form_of, logger, obstacle
+from searchrl.models.steps import Steps, obstacle
 from searchrl.models.token_tree import Indices
+from searchrl.models.weight_watch import form_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _LEAST_KEYS = 256
 """No step reads fewer; kernels take whole blocks of keys anyway."""

@@ -9,15 +9,15 @@ whatever a model is made of can be recorded, an adapter of PEFT too. What is com
 larger kernels, and is recorded all the same, so both can be had.
 
 Invariant: a recording is replayed only on the tensors it was made on, and on weights that are where
-they were. Weights that change in place are seen; ``form_of`` tells when they, or the modules that
-use them, are others, and then all recordings are dropped.
+they were. Weights that change in place are seen; where they, or the modules that use them, are
+others (``weight_watch.form_of``), all recordings are dropped.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,10 +67,10 @@ class CompiledSteps(Steps):
     """Compiles the step for each of its shapes.
 
     Args:
-        backend: one of ``torch.compile``.
+        backend: of ``torch.compile``.
     """
 
-    def __init__(self, backend: str = "inductor") -> None:
+    def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
         self._plain = PlainSteps()
         self._compiled: Step | None = torch.compile(
             static_step, fullgraph=True, dynamic=False, backend=backend
@@ -179,29 +179,6 @@ def obstacle(model: PreTrainedModel) -> str | None:
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has a hook, which a recorded step would not call"
     return None
-
-
-def form_of(model: PreTrainedModel) -> tuple[object, ...]:
-    """All that a recorded step holds of a model: where its weights are, and what computes on them.
-
-    Equal forms may stand for other numbers in the same place.
-    """
-    places = (
-        (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        for tensor in (*model.parameters(), *model.buffers())
-    )
-    return (tuple(places), tuple(_kinds(model)))
-
-
-def _kinds(model: PreTrainedModel) -> Iterator[tuple[object, ...]]:
-    for module in model.modules():
-        yield type(module), _switches(module) if hasattr(module, "lora_A") else ()
-
-
-def _switches(layer: Any) -> tuple[object, ...]:
-    """What decides whether and how an adapter's factors count."""
-    active, merged = tuple(layer.active_adapters), tuple(layer.merged_adapters)
-    return layer.disable_adapters, active, merged, tuple(layer.scaling.items())
 
 
 def _warn(how: str, error: Exception) -> None:
