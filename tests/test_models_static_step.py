@@ -32,7 +32,6 @@ from searchrl.models.steps import (
     PlainSteps,
     RecordedSteps,
     Steps,
-    graph_recorder,
     open_steps,
 )
 from tests.tape import Operations, Tape
@@ -437,11 +436,13 @@ def test_compiled_by_inductor_rows_come_and_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_graphs_are_replayed(model: LocalModel, dtype: torch.dtype) -> None:
     model.model.to("cuda", dtype)
-    steps = RecordedSteps(PlainSteps(), graph_recorder)
+    steps = open_steps(model.model, "auto")
+    assert isinstance(steps, RecordedSteps)
     decoder, requests = opened(model, steps), groups(1)
     oracle = opened(model, PlainSteps()).complete(requests)
     for _ in range(3):
         assert_same(decoder.complete(requests), oracle)
+    assert steps.recorded
     if dtype is torch.float32:
         assert_same(oracle, padded(model, requests))
     stepped(model)

@@ -169,8 +169,13 @@ def distribution(logits_BV: torch.Tensor, temperatures_B: torch.Tensor) -> torch
 
 
 def inverse_cdf(logprobs_BV: torch.Tensor, points_B: torch.Tensor) -> torch.Tensor:
-    """The token at which each row's cumulative probability passes its point in [0, 1)."""
-    cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+    """The token at which each row's cumulative probability passes its point in [0, 1).
+
+    Args:
+        logprobs_BV: in single precision; they are added up in double.
+        points_B: in double.
+    """
+    cumulative_BV = logprobs_BV.double().exp_().cumsum(dim=-1)
     # Scaling by the total keeps a rounding shortfall from leaving the range.
     wanted_B1 = points_B.unsqueeze(1) * cumulative_BV[:, -1:]
     chosen_B1 = torch.searchsorted(cumulative_BV, wanted_B1, right=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,18 +136,27 @@ class RecordedSteps(Steps):
             return None
 
 
-def graph_recorder() -> Record:
+def graph_recorder(device: torch.device) -> Record:
     """CUDA graphs that share the memory of what is between their operations: one runs at a time."""
     pool: Any = torch.cuda.graph_pool_handle()
 
     def record(work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         # Another thread's model may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(
+            graph, pool=pool, stream=_recording_stream(device), capture_error_mode="thread_local"
+        )
+        with torch.cuda.device(device), recording:
             work()
         return graph.replay
 
     return record
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: PyTorch keeps work space for every stream that multiplied matrices."""
+    return torch.cuda.Stream(device)
 
 
 def open_steps(model: PreTrainedModel, decoding: Decoding) -> Steps | None:
@@ -167,7 +177,7 @@ def open_steps(model: PreTrainedModel, decoding: Decoding) -> Steps | None:
             'set device = "cuda", use "compiled", or leave it out'
         )
     inner = CompiledSteps() if decoding == "compiled" else PlainSteps()
-    return RecordedSteps(inner, graph_recorder) if on_cuda else inner
+    return RecordedSteps(inner, partial(graph_recorder, model.device)) if on_cuda else inner
 
 
 def obstacle(model: PreTrainedModel) -> str | None:

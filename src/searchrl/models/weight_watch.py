@@ -41,7 +41,8 @@ class WeightWatch:
 
     def changed(self) -> bool:
         """Whether an optimizer has stepped, a parameter was changed or exchanged, or an adapter was
-        switched, since this was last asked, or the watch began."""
+        switched, since this was last asked, or the watch began.
+        """
         before, self._seen = self._seen, self._now()
         return self._seen != before
 
