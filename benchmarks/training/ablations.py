@@ -7,9 +7,9 @@ every variant samples the same episodes (the tokens in the table say whether it 
 what a loop around transformers does: prompts padded to the longest, every turn prefilled from its
 beginning, the update on padded rows. Variants take turns within a repeat, each in this process on
 one thread, and the table shows medians; the models are loaded, and each variant has run once,
-before the clock starts. ``--compiled`` adds a variant whose decoding steps are compiled, which takes
-minutes before the clock starts. Rewards are gold-passage recall, which costs nothing, so that only the
-searcher is timed.
+before the clock starts. Rewards are gold-passage recall, which costs nothing, so that only the
+searcher is timed. ``--compiled`` adds a variant whose decoding steps are compiled, for minutes
+before the clock starts.
 """
 
 from __future__ import annotations

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from searchrl.options import Options
 
@@ -37,6 +44,15 @@ class LocalModelOptions(Options):
     that is recorded as a CUDA graph and replayed; ``compiled``, the same after ``torch.compile``,
     which takes about a minute for each shape of a large model. ``auto`` is ``graph`` on CUDA and
     ``eager`` elsewhere."""
+
+    @model_validator(mode="after")
+    def _check_decoding(self) -> Self:
+        if self.decoding == "graph" and not self.device.startswith("cuda"):
+            raise ValueError(
+                f'decoding = "graph" records CUDA graphs, and device = "{self.device}": '
+                'set device = "cuda", use "compiled", or leave it out'
+            )
+        return self
 
     @property
     def name(self) -> str:

@@ -146,8 +146,10 @@ def graph_recorder(device: torch.device) -> Record:
         recording = torch.cuda.graph(
             graph, pool=pool, stream=_recording_stream(device), capture_error_mode="thread_local"
         )
-        with torch.cuda.device(device), recording:
-            work()
+        with torch.cuda.device(device):
+            # A recording that fails does not go back to the stream that it came from.
+            with torch.cuda.stream(torch.cuda.current_stream(device)), recording:
+                work()
         return graph.replay
 
     return record
@@ -155,7 +157,7 @@ def graph_recorder(device: torch.device) -> Record:
 
 @cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: PyTorch keeps work space for every stream that multiplied matrices."""
+    """One for all recordings: PyTorch keeps work space for each stream that multiplied matrices."""
     return torch.cuda.Stream(device)
 
 
