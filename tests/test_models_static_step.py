@@ -418,6 +418,7 @@ def test_compiled_steps_are_one_graph_a_shape(model: LocalModel, backend: str) -
 
 
 @pytest.mark.pipeline
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_by_inductor_rows_come_and_go(tmp_path: Path) -> None:
     from benchmarks.training.random_model import write_model
     from searchrl.models.local import load_model

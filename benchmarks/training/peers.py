@@ -60,9 +60,9 @@ PEERS = {
     "verl": _VERL,
     "verl-tuned": replace(_VERL, settings={"tuned": True}),
 }
-"""``ours-eager`` and ``ours-compiled`` decode as they say, and ``ours`` as a recipe that says nothing:
-eager on a CPU, by CUDA graphs on a GPU. ``trl-ours`` and verl sample with this project's engine and
-learn with their own."""
+"""``ours-eager`` and ``ours-compiled`` decode as they say; ``ours`` is eager on a CPU and replays
+CUDA graphs on a GPU. ``trl-ours`` and verl sample with this project's engine and learn with their
+own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

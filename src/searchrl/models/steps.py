@@ -146,10 +146,10 @@ def graph_recorder(device: torch.device) -> Record:
         recording = torch.cuda.graph(
             graph, pool=pool, stream=_recording_stream(device), capture_error_mode="thread_local"
         )
-        with torch.cuda.device(device):
-            # A recording that fails does not go back to the stream that it came from.
-            with torch.cuda.stream(torch.cuda.current_stream(device)), recording:
-                work()
+        # A recording that fails does not go back to the stream that it came from.
+        back = torch.cuda.stream(torch.cuda.current_stream(device))
+        with torch.cuda.device(device), back, recording:
+            work()
         return graph.replay
 
     return record
