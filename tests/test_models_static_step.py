@@ -158,6 +158,30 @@ def test_rows_move_together_where_others_have_left(model: LocalModel) -> None:
     assert (widths[0], widths[-1]) == (8, 3)
 
 
+def test_slots_that_are_free_stay_within_their_room(model: LocalModel) -> None:
+    long = [Request((7, n), Sampling(60, 1.0, seed=n)) for n in range(4)]
+    # Of the last slot, nearly full when it becomes free, and of one that there is to make six.
+    short = Request((9, *range(50)), Sampling(4, 1.0, seed=9))
+    decoder = opened(model, PlainSteps())
+    assert_same(decoder.complete([*long, short]), padded(model, [*long, short]))
+    slots = decoder._slots
+    assert slots is not None
+    assert slots._slots is not None
+    assert (slots._slots.count, slots._slots.length) == (6, 64)
+
+
+def test_what_a_slot_held_before_does_not_matter(model: LocalModel) -> None:
+    decoder, requests = opened(model, taped()[0]), groups(2)
+    said = decoder.complete(requests)
+    slots = decoder._slots
+    assert slots is not None
+    assert slots._slots is not None
+    with torch.inference_mode():
+        for layer in (*slots._slots.keys, *slots._slots.values):
+            layer.fill_(torch.nan)
+    assert_same(decoder.complete(requests), said)
+
+
 def test_few_shapes_are_recorded(model: LocalModel) -> None:
     steps, tape = taped()
     decoder, shapes = opened(model, steps), set()
@@ -419,10 +443,13 @@ def test_compiled_steps_are_one_graph_a_shape(model: LocalModel, backend: str) -
 
 @pytest.mark.pipeline
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_compiled_by_inductor_rows_come_and_go(tmp_path: Path) -> None:
+def test_compiled_by_inductor_rows_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from benchmarks.training.random_model import write_model
     from searchrl.models.local import load_model
 
+    monkeypatch.setattr(slot_rows, "_LEAST_KEYS", 64)
     write_model("nano", 0, "float32", tmp_path / "nano")
     model = load_model(str(tmp_path / "nano"), decoding="compiled")
     decoder: Any = model._decoder

@@ -90,7 +90,7 @@ class Cohort:
         self._keys = [_tails(like, len(tails), room) for _ in range(layers)]
         self._values = [_tails(like, len(tails), room) for _ in range(layers)]
         for index, tail in enumerate(tails):
-            self._fill(index, tail)
+            fill(tail, self._keys, self._values, index)
         self._lengths = lengths
         self._device = device
         self._places = torch.arange(len(tails), device=device)
@@ -133,12 +133,6 @@ class Cohort:
             tails.append(one.pieces[len(joint) :])
             one.pieces = []
         return tails
-
-    def _fill(self, index: int, tail: Sequence[Piece]) -> None:
-        """Copy what a row has to itself into its tail; what is masked has to be finite."""
-        place = copy_pieces(tail, self._keys, self._values, index)
-        for room in (*self._keys, *self._values):
-            room[index, :, place:] = 0
 
     def to_keep(self) -> list[tuple[Span, Indices, int]]:
         """What its rows share, once: keys and values, the tokens up to their end, those before."""
@@ -201,16 +195,15 @@ class Cohort:
         ]
 
 
-def copy_pieces(
+def fill(
     pieces: Sequence[Piece],
     keys: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
     index: int,
-) -> int:
+) -> None:
     """Copy pieces, one after the other, into row ``index`` of each layer's ``[R, K, T, D]``.
 
-    Returns:
-        Tokens that were copied.
+    What stands behind them becomes 0: it is masked, and has to be finite for that.
     """
     place = 0
     for piece in pieces:
@@ -221,7 +214,8 @@ def copy_pieces(
             keys[layer][index, :, own] = from_keys[0]
             values[layer][index, :, own] = from_values[0]
         place += len(piece)
-    return place
+    for room in (*keys, *values):
+        room[index, :, place:] = 0
 
 
 def _tails(like: torch.Tensor, rows: int, room: int) -> torch.Tensor:

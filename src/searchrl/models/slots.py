@@ -1,9 +1,9 @@
 """Tensors of fixed shape and place that decoding steps read and write: a slot for each row.
 
 Whatever a step needs of a row lies in its slot, its keys and values too, so a step is told nothing
-but how many slots to take and how many keys of each. Slots are dense from 0 on, but for those that
-rows have left since they were last arranged; a slot that is free is computed like the others, on
-its first key, which is finite, and nobody reads what comes of it.
+but how many slots to take and how many keys of each. A slot that is free is computed like the
+others, and nobody reads what comes of it. It begins at place 0 whenever slots are arranged anew,
+so it never gets further than a row that has been going since then.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from searchrl.models.cohort import Begun, copy_pieces
+from searchrl.models.cohort import Begun, fill
 from searchrl.models.prefix_cache import Layers
 
 
@@ -26,7 +26,6 @@ class Slots:
         values: of each layer, ``[S, K, T, D]``.
         tokens: what is fed next, S.
         ends: its place, and that of its key, S.
-        going: how far a step moves it: 1, and 0 where the slot is free, S.
         temperatures: of the rows' distributions, S.
         random: whether the row draws; the likeliest token is taken otherwise, S.
         points: where in [0, 1) it draws, by the place of the token fed, ``[S, T]``.
@@ -38,7 +37,6 @@ class Slots:
     values: list[torch.Tensor]
     tokens: torch.Tensor
     ends: torch.Tensor
-    going: torch.Tensor
     temperatures: torch.Tensor
     random: torch.Tensor
     points: torch.Tensor
@@ -54,7 +52,6 @@ class Slots:
             [first.new_zeros(shape) for _ in layers],
             [first.new_zeros(shape) for _ in layers],
             numbers,
-            numbers.clone(),
             numbers.clone(),
             first.new_ones(count, dtype=torch.float32),
             first.new_zeros(count, dtype=torch.bool),
@@ -74,7 +71,7 @@ class Slots:
 
     def put(self, slot: int, one: Begun) -> None:
         """Copy the keys and values of a row that begins, and where it draws, into its slot."""
-        copy_pieces(one.pieces, self.keys, self.values, slot)
+        fill(one.pieces, self.keys, self.values, slot)
         if one.row.uniforms:
             first = len(one.prompt) - 1
             points = torch.tensor(one.row.uniforms, dtype=torch.float64)
@@ -82,19 +79,11 @@ class Slots:
 
     def arrange(self, rows: Sequence[Begun | None]) -> None:
         """Say which row is in each slot and how far it is; a slot of ``None`` is free."""
-        fed = [(one.row.token_ids[-1], one.position, 1) if one else (0, 0, 0) for one in rows]
-        how = [
-            (one.row.temperature, bool(one.row.uniforms)) if one else (1.0, False) for one in rows
-        ]
-        taken = slice(0, len(rows))
-        for place, numbers in zip(
-            (self.tokens, self.ends, self.going), zip(*fed, strict=True), strict=True
-        ):
-            place[taken] = torch.tensor(numbers, device=place.device)
-        for place, numbers in zip(
-            (self.temperatures, self.random), zip(*how, strict=True), strict=True
-        ):
-            place[taken] = torch.tensor(numbers, device=place.device)
+        free = [None] * (self.count - len(rows))
+        states = [_state(one) for one in (*rows, *free)]
+        places = (self.tokens, self.ends, self.temperatures, self.random)
+        for place, numbers in zip(places, zip(*states, strict=True), strict=True):
+            place.copy_(torch.tensor(numbers))
 
     def read(self, slot: int, length: int) -> tuple[Layers, Layers]:
         """Keys and values of a row's first tokens, ``[1, K, length, D]`` a layer."""
@@ -124,6 +113,13 @@ class Slots:
                 layers[index][: len(sources), :, :kept] = old[chosen, :, :kept]
         points, self.points = self.points, self.points.new_zeros(count, length)
         self.points[: len(sources), :kept] = points[chosen, :kept]
-        for name in ("tokens", "ends", "going", "temperatures", "random", "told"):
+        for name in ("tokens", "ends", "temperatures", "random", "told"):
             old = getattr(self, name)
             setattr(self, name, old.new_zeros(count, *old.shape[1:]))
+
+
+def _state(one: Begun | None) -> tuple[int, int, float, bool]:
+    """A slot's token, its place, the temperature, and whether it draws."""
+    if one is None:
+        return 0, 0, 1.0, False
+    return one.row.token_ids[-1], one.position, one.row.temperature, bool(one.row.uniforms)

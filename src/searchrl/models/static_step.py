@@ -50,7 +50,7 @@ def static_step(model: PreTrainedModel, slots: Slots, count: int, length: int) -
     values_B = logprobs_BV.gather(1, chosen_B.unsqueeze(1)).squeeze(1)
     slots.told[:count] = torch.stack([chosen_B.double(), values_B.double()], dim=1)
     slots.tokens[:count] = chosen_B
-    slots.ends[:count] = ends + slots.going[:count]
+    slots.ends[:count] = ends + 1
 
 
 class _SlotAttention:
