@@ -159,8 +159,8 @@ def test_rows_move_together_where_others_have_left(model: LocalModel) -> None:
 
 
 def test_slots_that_are_free_stay_within_their_room(model: LocalModel) -> None:
-    long = [Request((7, n), Sampling(60, 1.0, seed=n)) for n in range(4)]
-    # Of the last slot, nearly full when it becomes free, and of one that there is to make six.
+    long = [Request((7, n), Sampling(60, 1.0, seed=n)) for n in range(5)]
+    # In the last of six slots, which is nearly full when it becomes free and is computed on.
     short = Request((9, *range(50)), Sampling(4, 1.0, seed=9))
     decoder = opened(model, PlainSteps())
     assert_same(decoder.complete([*long, short]), padded(model, [*long, short]))

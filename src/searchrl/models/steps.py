@@ -82,7 +82,9 @@ class CompiledSteps(Steps):
         if self._compiled is not None:
             try:
                 # Every model and shape of a process is counted together.
-                with torch._dynamo.config.patch(recompile_limit=_SHAPES):
+                with torch._dynamo.config.patch(
+                    recompile_limit=_SHAPES, accumulated_recompile_limit=_SHAPES
+                ):
                     return self._compiled(model, slots, count, length)
             except torch._dynamo.exc.TorchDynamoException as error:
                 _warn("compiled", error)
