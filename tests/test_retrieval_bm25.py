@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from searchrl.data.corpus import MemoryCorpus
 from searchrl.data.passages import Passage, read_corpus
 from searchrl.data.questions import read_questions
 from searchrl.errors import InputError, IntegrityError
-from searchrl.retrieval import postings
+from searchrl.retrieval import analysis, postings_build, postings_tables, term_runs
 from searchrl.retrieval.analysis import EnglishAnalyzer
 from searchrl.retrieval.bm25 import Bm25Retriever, write_bm25
-from searchrl.retrieval.postings import quantised_length
+from searchrl.retrieval.postings_build import quantised_length
 from searchrl.retrieval.protocol import Hit, Retriever
 
 DEV = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "multihop" / "dev"
@@ -202,18 +203,46 @@ class TestFiles:
         expected = Bm25Retriever(passages, k1=1.2, b=0.75)
         assert search(mapped, queries, 20) == search(expected, queries, 20)
 
-    def test_blocks_are_put_together(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        words = [f"w{number % 7} w{number % 3}" for number in range(50)]
-        passages = [Passage(str(n), "", text) for n, text in enumerate(words)]
-        expected = search(Bm25Retriever(passages), ["w1 w2", "w6"], 50)
-        monkeypatch.setattr(postings, "_BLOCK", 7)
-        assert search(Bm25Retriever(passages), ["w1 w2", "w6"], 50) == expected
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(passages=corpora, run=st.integers(1, 9), part=st.integers(1, 9), block=st.integers(1, 9))
+    def test_a_build_in_pieces_writes_the_same_files(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        monkeypatch: pytest.MonkeyPatch,
+        passages: list[Passage],
+        run: int,
+        part: int,
+        block: int,
+    ) -> None:
+        whole, pieces = (tmp_path_factory.mktemp(name) for name in ("whole", "pieces"))
+        with monkeypatch.context() as patch:
+            patch.setattr(postings_tables, "SMALL", 0)
+            write_bm25(MemoryCorpus(passages), whole, 0.9, 0.4)
+            patch.setattr(postings_build, "_RUN", run)
+            patch.setattr(postings_build, "_BLOCK", block)
+            patch.setattr(postings_tables, "_BLOCK", block)
+            patch.setattr(term_runs, "_PART", part)
+            patch.setattr(term_runs, "_SAMPLE", 1)
+            write_bm25(MemoryCorpus(passages), pieces, 0.9, 0.4)
+        expected = {file.name: file.read_bytes() for file in whole.iterdir()}
+        assert {file.name: file.read_bytes() for file in pieces.iterdir()} == expected
+
+    def test_a_build_takes_no_more_memory_for_a_larger_corpus(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(analysis, "_REMEMBERED", 100)
+        monkeypatch.setattr(postings_build, "_RUN", 2_000)
+        monkeypatch.setattr(postings_build, "_BLOCK", 500)
+        monkeypatch.setattr(term_runs, "_PART", 1_000)
+        monkeypatch.setattr(term_runs, "_SAMPLE", 50)
+        few, many = (peak_of_a_build(count, tmp_path / str(count)) for count in (500, 4_000))
+        assert many < few + 50_000
 
     def test_a_file_that_is_missing_or_cut_is_refused(self, tmp_path: Path) -> None:
         corpus = small().corpus
         write_bm25(corpus, tmp_path, 0.9, 0.4)
         files = sorted(tmp_path.iterdir())
-        assert len(files) == 8
+        assert len(files) == 9
         for file in files:
             whole = file.read_bytes()
             file.write_bytes(whole[: len(whole) // 2])
@@ -224,6 +253,19 @@ class TestFiles:
                 Bm25Retriever.open(corpus, tmp_path)
             file.write_bytes(whole)
         assert Bm25Retriever.open(corpus, tmp_path).top("city", 1)[0].score > 0
+
+
+def peak_of_a_build(count: int, directory: Path) -> int:
+    """The most bytes that a build allocates over passages of which each has a word of its own."""
+    texts = (" ".join(f"w{n * m % 997}" for m in range(1, 12)) + f" own{n}" for n in range(count))
+    corpus = MemoryCorpus([Passage(str(n), "", text) for n, text in enumerate(texts)])
+    directory.mkdir()
+    tracemalloc.start()
+    try:
+        write_bm25(corpus, directory, 0.9, 0.4)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.skipif(not DEV.is_dir(), reason="shared data absent")

@@ -60,7 +60,7 @@ class TestBuild:
         about = read_manifest(tmp_path / "index")["about"]
         canaries = about.pop("canaries")
         assert about == {
-            "form": 3,
+            "form": 4,
             "kind": "bm25",
             "analyzer": EnglishAnalyzer.name,
             "k1": 1.2,
@@ -175,7 +175,7 @@ class TestCheck:
 
     def test_another_form_names_the_command_that_builds(self, built: Path) -> None:
         rewrite(built, form=1)
-        refused(built, "form 1, this version reads form 3; build it again: searchrl index build")
+        refused(built, "form 1, this version reads form 4; build it again: searchrl index build")
 
     def test_a_file_that_is_cut_is_found_without_reading_it(self, built: Path) -> None:
         file = built / "bm25" / "weights.npy"

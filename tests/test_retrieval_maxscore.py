@@ -6,14 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchrl.data.passages import Passage
-from searchrl.retrieval import bm25, maxscore, postings
+from searchrl.retrieval import bm25, maxscore, postings_tables
 from searchrl.retrieval.bm25 import Bm25Retriever
-from searchrl.retrieval.maxscore import LEVELS, Accumulator, TermPostings, added_up, table
+from searchrl.retrieval.maxscore import LEVELS, Accumulator, TermPostings, added_up, fill_table
 from searchrl.retrieval.ranking import best_rows, in_order
 
 
@@ -31,11 +32,17 @@ def with_tables(terms: list[TermPostings], passages: int, holders: int) -> list[
     frequent = [term.most for term in terms if len(term.rows) >= holders]
     step = max(frequent, default=0.0) / LEVELS
     return [
-        replace(term, table=table(term.rows, term.weights, passages, step), step=step)
+        replace(term, table=filled(term, passages, step), step=step)
         if len(term.rows) >= holders
         else term
         for term in terms
     ]
+
+
+def filled(term: TermPostings, passages: int, step: float) -> npt.NDArray[np.uint8]:
+    entries = np.zeros(passages, np.uint8)
+    fill_table(entries, term.rows, term.weights, step)
+    return entries
 
 
 def checked(terms: list[TermPostings], passages: int, k: int, draw: np.random.Generator) -> None:
@@ -150,7 +157,7 @@ def test_threads_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     passages = [
         Passage(f"p{n}", "", " ".join(f"w{n % m}" for m in range(2, 40))) for n in range(400)
     ]
-    monkeypatch.setattr(postings, "SMALL", 0)
+    monkeypatch.setattr(postings_tables, "SMALL", 0)
     retriever = Bm25Retriever(passages)
     assert len(retriever._postings.tables)
     queries = [f"w{n % 3} w{n} w{n * 7 % 31} w1" for n in range(60)]

@@ -13,6 +13,7 @@ import pytest
 from searchrl.data.jsonl import write_jsonl
 from searchrl.data.passages import Passage
 from searchrl.errors import InfrastructureError, InputError
+from searchrl.retrieval import shards
 from searchrl.retrieval.bm25 import Bm25Retriever
 from searchrl.retrieval.encoder import load_encoder
 from searchrl.retrieval.index import build_index, open_index, read_about
@@ -63,6 +64,16 @@ def test_bm25_lists_are_those_of_one_index(tmp_path: Path) -> None:
     for k in (1, 5, 100):
         expected = asyncio.run(whole.search(QUERIES, k))
         assert asyncio.run(sharded.search(QUERIES, k)) == expected
+
+
+def test_words_that_memory_does_not_hold_are_counted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_TERMS", 2)
+    sharded = build_shards(passages(), tmp_path, Bm25Options(), 3)
+    expected = asyncio.run(Bm25Retriever(passages()).search(QUERIES, 100))
+    assert asyncio.run(sharded.search(QUERIES, 100)) == expected
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_without_the_statistics_of_the_whole_they_are_not() -> None:

@@ -116,15 +116,14 @@ def _build(
 ) -> None:
     from searchrl.cli.progress import stages
     from searchrl.recipe_file import index_options
-    from searchrl.retrieval.index import build_index
+    from searchrl.retrieval.index import write_index
     from searchrl.retrieval.shards import parse_shard
 
     part = None if shard is None else parse_shard(shard)
     given = {name: value for name, value in named.items() if value is not None}
     options = index_options(given, settings or [])
     with stages() as progress:
-        retriever = build_index(corpus, out, options, vectors, progress, part)
-    count = len(retriever.corpus)
+        count = write_index(corpus, out, options, vectors, progress, part)
     if as_json:
         typer.echo(json.dumps({"path": str(out), "kind": options.kind, "passages": count}))
     else:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from searchrl.errors import IntegrityError
 
 _BUFFER = 1 << 20
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
+"""Strings of which bytes are taken at once: what that needs in between fits a core's cache."""
 WORD_BYTES = 8
 
 

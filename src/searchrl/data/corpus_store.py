@@ -5,7 +5,7 @@ Rows are the passages in the order of the corpus file, so row n belongs to vecto
 file made from it. Beside them stands the order of the rows by id: it finds a row by its id with a
 binary search and settles equal scores, with no table of ids in memory.
 
-A build streams: beyond the text in flight it holds about 50 bytes a passage, to sort the ids.
+A build streams and sorts the ids piece by piece: its memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from searchrl.data.byte_strings import WORD_BYTES, ByteStrings, ByteStringsWriter, eight_bytes
+from searchrl.data.byte_strings import ByteStrings, ByteStringsWriter
+from searchrl.data.id_order import Ids, RepeatedIdError, write_order
 from searchrl.data.jsonl import read_jsonl
 from searchrl.data.passages import Passage, stream_corpus
 from searchrl.data.storage import ARRAY_ERRORS, atomic_directory, read_manifest
@@ -29,7 +30,6 @@ FORM = 1
 KIND = "corpus"
 MAX_PASSAGES = 2**31 - 1
 _FIELDS = 3
-_BLOCK = 1 << 20
 _STRINGS, _ORDER, _RANKS = "passages", "order.npy", "ranks.npy"
 
 Progress = Callable[[str, int, int | None], None]
@@ -109,11 +109,11 @@ def build_corpus_store(
         if about["passages"] == 0:
             name = f"{corpus}: " if isinstance(corpus, Path) else ""
             raise InputError(f"{name}the corpus is empty; an index needs at least one passage")
-        order = _sort_ids(ByteStrings(directory, _STRINGS), corpus)
-        ranks = np.empty_like(order)
-        ranks[order] = np.arange(len(order), dtype=order.dtype)
-        np.save(directory / _ORDER, order)
-        np.save(directory / _RANKS, ranks)
+        ids = Ids(ByteStrings(directory, _STRINGS), _FIELDS)
+        try:
+            write_order(ids, directory / _ORDER, directory / _RANKS)
+        except RepeatedIdError as error:
+            raise _repeated(_decode(ids[error.first]), error, corpus) from error
     return CorpusStore(out)
 
 
@@ -130,37 +130,11 @@ def _write(passages: Iterable[Passage], directory: Path, progress: Progress) -> 
     return count
 
 
-def _sort_ids(strings: ByteStrings, corpus: Path | Iterable[Passage]) -> npt.NDArray[np.int32]:
-    """Rows in the order of their ids: a radix sort, eight bytes at a time, from the last.
-
-    UTF-8 sorts like the code points it encodes. Padding makes a short id equal to one with NULs
-    after it; the lengths, sorted first and so least significant, tell the two apart.
-    """
-    # An id starts where the text before it ends.
-    starts = np.concatenate([np.zeros(1, np.int64), strings.ends[_FIELDS - 1 : -1 : _FIELDS]])
-    lengths = strings.ends[::_FIELDS] - starts
-    order = np.argsort(lengths, kind="stable")
-    places = range(0, int(lengths.max(initial=0)), WORD_BYTES)
-    for place in reversed(places):
-        keys = eight_bytes(strings.bytes, starts, lengths, place)[order]
-        order = order[np.argsort(keys, kind="stable")]
-    same = lengths[order[1:]] == lengths[order[:-1]]
-    for place in places:
-        keys = eight_bytes(strings.bytes, starts, lengths, place)[order]
-        same &= keys[1:] == keys[:-1]
-    if same.any():
-        at = int(np.flatnonzero(same)[0])
-        _refuse_repeated(_decode(strings[_FIELDS * int(order[at])]), order[at : at + 2], corpus)
-    return order.astype(np.int32)
-
-
-def _refuse_repeated(
-    name: str, rows: npt.NDArray[np.int64], corpus: Path | Iterable[Passage]
-) -> None:
+def _repeated(name: str, error: RepeatedIdError, corpus: Path | Iterable[Passage]) -> InputError:
     if not isinstance(corpus, Path):
-        raise InputError(f"passage id {name!r} appears twice; ids must differ")
-    first, second = (_line_of(corpus, int(row)) for row in sorted(rows))
-    raise InputError(
+        return InputError(f"passage id {name!r} appears twice; ids must differ")
+    first, second = _line_of(corpus, error.first), _line_of(corpus, error.second)
+    return InputError(
         f"{corpus}:{second}: id {name!r} appears twice, first in line {first}; ids must differ"
     )
 

@@ -81,7 +81,8 @@ class EnglishAnalyzer:
     name = "lucene-english-1"
 
     def __init__(self) -> None:
-        self._stemmer: Any = Stemmer.Stemmer("porter")
+        # Terms are remembered here, so its own cache would only be looked up in vain.
+        self._stemmer: Any = Stemmer.Stemmer("porter", 0)
         self._terms = _Remembered(self._terms_of)
 
     def words(self, text: str) -> list[str]:

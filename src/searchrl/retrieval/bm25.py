@@ -23,7 +23,8 @@ from searchrl.data.passages import Passage
 from searchrl.errors import InputError
 from searchrl.retrieval.analysis import EnglishAnalyzer
 from searchrl.retrieval.maxscore import Accumulator, added_up
-from searchrl.retrieval.postings import SMALL, Postings, WordStatistics, write_postings
+from searchrl.retrieval.postings import SMALL, Postings
+from searchrl.retrieval.postings_build import WordStatistics, write_postings
 from searchrl.retrieval.protocol import IndexRetriever, Ranking
 from searchrl.retrieval.ranking import best_rows, in_order
 

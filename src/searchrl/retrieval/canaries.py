@@ -30,10 +30,9 @@ def draw_canaries(retriever: IndexRetriever, exact: bool) -> list[dict[str, str]
     count = len(retriever.corpus)
     rows = range(0, count, max(1, count // _COUNT))[:_COUNT]
     queries = [query_from(retriever.corpus[row]) for row in rows]
-    found = [(query, retriever.top(query, 2)) for query in queries]
     return [
         {"query": query, "top": hits[0].passage.id}
-        for query, hits in found
+        for query, hits in zip(queries, retriever.find(queries, 2), strict=True)
         if exact or _is_clear(hits)
     ]
 

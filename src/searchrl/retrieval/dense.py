@@ -34,7 +34,8 @@ class DenseRetriever(IndexRetriever):
         encoder: of queries.
         directory: what ``write_vectors``, and ``write_compressed`` if at all, filled.
         compression: ``none``, ``pq`` or ``hnsw``.
-        device: where a scan runs.
+        device: where a scan runs, and keeps a copy of the vectors where that is faster; without
+            one they are scanned as they lie on disk.
 
     Raises:
         IntegrityError: the files are damaged, or do not belong to the corpus or the encoder.
@@ -46,7 +47,7 @@ class DenseRetriever(IndexRetriever):
         encoder: Encoder,
         directory: Path,
         compression: str = "none",
-        device: str = "cpu",
+        device: str | None = "cpu",
     ) -> None:
         self.corpus = corpus
         self.vectors = Vectors(directory)
@@ -59,12 +60,13 @@ class DenseRetriever(IndexRetriever):
                 f"{encoder.settings.model} {encoder.settings.dimension}"
             )
         self._compressed: Compressed | None = None
-        if compression == "none":
-            self._scan = open_scan(self.vectors, device)
-        else:
+        if compression != "none":
             self._compressed = open_compressed(self.vectors, compression, directory)
             # Only for queries whose list comes back short, so nothing is kept in memory for it.
-            self._scan = Float32Scan(self.vectors)
+            device = None
+        self._scan = (
+            Float32Scan(self.vectors) if device is None else open_scan(self.vectors, device)
+        )
 
     def rank(self, queries: Sequence[str], k: int) -> list[Ranking]:
         """See ``IndexRetriever.rank``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from searchrl.retrieval.protocol import IndexRetriever
 from searchrl.retrieval.shards import Shard, Whole
 
 _CORPUS, _WORDS, _VECTORS = "corpus", "bm25", "dense"
+_HOLDERS = "holders.tmp"
 _CPU = Runtime()
 
 
@@ -52,10 +54,25 @@ def build_index(
     progress: Progress = silent,
     shard: Shard | None = None,
 ) -> IndexRetriever:
-    """Index a corpus into the directory ``out`` and return the retriever over it.
+    """Write an index, as ``write_index`` does, and return the retriever over it."""
+    options = options or Bm25Options()
+    about, encoder = _write(corpus, out, options, vectors, progress, shard)
+    return _assemble(out, about, encoder, _device(options))
+
+
+def write_index(
+    corpus: Path | Iterable[Passage],
+    out: Path,
+    options: IndexOptions | None = None,
+    vectors: Path | None = None,
+    progress: Progress = silent,
+    shard: Shard | None = None,
+) -> int:
+    """Index a corpus into the directory ``out``.
 
     An index that stands at ``out`` is replaced when the new one is complete; anything else there
-    is left alone. A build of vectors that was cut off goes on where it was.
+    is left alone. A build of vectors that was cut off goes on where it was. Memory does not grow
+    with the corpus, but for codes and graphs of vectors, which are searched in memory too.
 
     Args:
         corpus: a corpus file, or passages.
@@ -67,32 +84,42 @@ def build_index(
         shard: the part of the corpus to index; all of it when left out. ``vectors`` then holds
             those of all.
 
+    Returns:
+        How many passages it holds.
+
     Raises:
         InputError: an empty corpus, a malformed line, a repeated id, an encoder that cannot be
             loaded, a shard without passages or of a kind that is not merged, or an ``out`` that is
             something else than an index or cannot be written.
     """
-    options = options or Bm25Options()
-    if shard is not None and isinstance(options, HybridOptions):
-        raise InputError(
-            f"--shard {shard}: places in a hybrid list are those of its shard, so that lists "
-            "cannot be merged; build bm25 or dense"
-        )
-    if vectors is not None and not isinstance(options, VectorOptions):
-        raise InputError(f"{vectors}: a {options.kind} index has no vectors; build dense or hybrid")
+    about, _ = _write(corpus, out, options or Bm25Options(), vectors, progress, shard)
+    return int(about["passages"])
+
+
+def _write(
+    corpus: Path | Iterable[Passage],
+    out: Path,
+    options: IndexOptions,
+    vectors: Path | None,
+    progress: Progress,
+    shard: Shard | None,
+) -> tuple[dict[str, Any], Encoder | None]:
+    """See ``write_index``; what the manifest says, and the encoder of queries."""
+    _check_request(options, vectors, shard)
     refuse_foreign(out)
     about: dict[str, Any] = {"form": FORM, "kind": options.kind}
     waiting = waiting_directory(out)
-    encoder = None
     try:
-        with atomic_directory(out, about) as directory:
-            whole = None if shard is None else Whole(shard, options.kind == "bm25", progress)
+        with atomic_directory(out, about) as directory, ExitStack() as files:
+            spool = directory / _HOLDERS if options.kind == "bm25" else None
+            whole = None if shard is None else files.enter_context(Whole(shard, spool, progress))
             store = _write_corpus(corpus, whole, directory / _CORPUS, progress)
             about["passages"] = len(store)
             if whole is not None:
                 about["shard"] = whole.facts()
             if isinstance(options, WordOptions):
-                about |= _write_words(store, options, directory / _WORDS, progress, whole)
+                about |= _write_words(store, options, directory, progress, whole)
+            encoder = None
             if isinstance(options, VectorOptions):
                 (directory / _VECTORS).mkdir()
                 facts, encoder = write_dense(
@@ -102,12 +129,23 @@ def build_index(
             if isinstance(options, HybridOptions):
                 about["fusion_depth"] = options.fusion_depth
                 about["fusion_constant"] = options.fusion_constant
-            built = _assemble(directory, about, encoder, _device(options))
+            # Five queries do not pay for a copy of all vectors in memory.
+            built = _assemble(directory, about, encoder, device=None)
             about["canaries"] = draw_canaries(built, exact=encoder is None)
     except OSError as error:
         raise InputError(f"{out}: the index cannot be written: {error}") from error
     shutil.rmtree(waiting, ignore_errors=True)
-    return _assemble(out, about, encoder, _device(options))
+    return about, encoder
+
+
+def _check_request(options: IndexOptions, vectors: Path | None, shard: Shard | None) -> None:
+    if shard is not None and isinstance(options, HybridOptions):
+        raise InputError(
+            f"--shard {shard}: places in a hybrid list are those of its shard, so that lists "
+            "cannot be merged; build bm25 or dense"
+        )
+    if vectors is not None and not isinstance(options, VectorOptions):
+        raise InputError(f"{vectors}: a {options.kind} index has no vectors; build dense or hybrid")
 
 
 def open_index(
@@ -221,16 +259,18 @@ def _write_words(
     progress: Progress,
     whole: Whole | None,
 ) -> dict[str, Any]:
-    directory.mkdir()
-    statistics = None if whole is None else whole.statistics
-    write_bm25(store, directory, options.k1, options.b, progress, statistics)
+    (directory / _WORDS).mkdir()
+    statistics = None if whole is None else whole.statistics()
+    write_bm25(store, directory / _WORDS, options.k1, options.b, progress, statistics)
+    if whole is not None:
+        shutil.rmtree(directory / _HOLDERS)
     return {"analyzer": EnglishAnalyzer.name, "k1": options.k1, "b": options.b}
 
 
 def _assemble(
-    directory: Path, about: dict[str, Any], encoder: Encoder | None, device: str
+    directory: Path, about: dict[str, Any], encoder: Encoder | None, device: str | None
 ) -> IndexRetriever:
-    """The retriever over a complete directory."""
+    """The retriever over a complete directory; vectors are scanned on disk without a device."""
     store = CorpusStore(directory / _CORPUS)
     parts: list[IndexRetriever] = []
     if "k1" in about:

@@ -9,7 +9,7 @@ from searchrl.data.storage import MANIFEST, read_manifest
 from searchrl.errors import InputError, IntegrityError
 from searchrl.retrieval.options import KINDS
 
-FORM = 3
+FORM = 4
 _VECTOR_FILES = (".index", ".npy", ".faiss")
 
 

@@ -67,11 +67,16 @@ class TermPostings:
     step: float = 0.0
 
 
-def table(rows: Rows, weights: Floats, passages: int, step: float) -> Bytes:
-    """A table as ``TermPostings.table`` is; ``step`` is at least a ``LEVELS``-th of any weight."""
-    entries = np.zeros(passages, np.uint8)
+def fill_table(entries: Bytes, rows: Rows, weights: Floats, step: float) -> None:
+    """Enter postings into a table, see ``TermPostings.table``.
+
+    Args:
+        entries: one for every passage, 0 before.
+        rows: of the postings.
+        weights: of the postings.
+        step: at least a ``LEVELS``-th of any weight.
+    """
     entries[rows] = np.minimum(np.ceil(weights / step), LEVELS)
-    return entries
 
 
 class Accumulator:
