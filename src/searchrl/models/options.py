@@ -42,7 +42,7 @@ class LocalModelOptions(Options):
     decoding: Decoding = "auto"
     """How a token is computed: ``eager``, operation by operation; ``graph``, a step of fixed shapes
     that is recorded as a CUDA graph and replayed; ``compiled``, the same after ``torch.compile``,
-    which takes about a minute for each shape of a large model. ``auto`` is ``graph`` on CUDA and
+    which takes a large model most of a minute for each of some dozens of shapes. ``auto`` is ``graph`` on CUDA and
     ``eager`` elsewhere."""
 
     @model_validator(mode="after")
