@@ -42,8 +42,8 @@ class LocalModelOptions(Options):
     decoding: Decoding = "auto"
     """How a token is computed: ``eager``, operation by operation; ``graph``, a step of fixed shapes
     that is recorded as a CUDA graph and replayed; ``compiled``, the same after ``torch.compile``,
-    which takes a large model most of a minute for each of some dozens of shapes. ``auto`` is ``graph`` on CUDA and
-    ``eager`` elsewhere."""
+    which takes a large model most of a minute for each of some dozens of shapes. ``auto`` is
+    ``graph`` on CUDA and ``eager`` elsewhere."""
 
     @model_validator(mode="after")
     def _check_decoding(self) -> Self:

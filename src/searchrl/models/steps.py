@@ -2,11 +2,11 @@
 
 Graphs are recorded by hand and not by ``torch.compile(mode="reduce-overhead")``. A recording takes
 as long as two steps, so each of some dozens of shapes can have one, again after every update; the
-compiler takes most of a minute for each shape of a large model. The recorded kernels are those of the step
-run as it is, so it is the same to the last bit and a failure can go back to that. A replay is one
-call, where compiled code first checks what it was compiled for, hundreds of weights a token. And
-whatever a model is made of can be recorded, an adapter of PEFT too. What is compiled has fewer and
-larger kernels, and is recorded all the same, so both can be had.
+compiler takes most of a minute for each shape of a large model. The recorded kernels are those of
+the step run as it is, so it is the same to the last bit and a failure can go back to that. A replay
+is one call, where compiled code first checks what it was compiled for, hundreds of weights a token.
+And whatever a model is made of can be recorded, an adapter of PEFT too. What is compiled has fewer
+and larger kernels, and is recorded all the same, so both can be had.
 
 Invariant: a recording is replayed only on the tensors it was made on, and on weights that are where
 they were. Weights that change in place are seen; where they, or the modules that use them, are
