@@ -112,7 +112,7 @@ OTHER: dict[str, Any] = {
 }
 LAUNCHER = {"verl.machine_seconds", "verl.restarts"}
 WORKERS = {"run.keep_episodes", "searcher.thinking"}
-OF_THE_OWN_ENGINE = {"searcher.cache_gib"}
+OF_THE_OWN_ENGINE = {"searcher.cache_gib", "searcher.decoding"}
 ONLY_WITH_REFUSED = {"learning.loss_constant", "learning.kl_horizon", "rollout.vllm"}
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from searchrl.errors import InputError
 from searchrl.models.decoder import Decoder
-from searchrl.models.drawing import Request, _inverse_cdf
+from searchrl.models.drawing import Request, inverse_cdf
 from searchrl.models.local import LocalModel
 from searchrl.models.packed_decoder import PackedDecoder
 from searchrl.models.padded_decoder import PaddedDecoder
@@ -191,7 +191,8 @@ def test_draws_follow_the_distribution(
 
 def test_a_token_without_probability_is_never_drawn() -> None:
     shares = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]] * 4).log()
-    assert _inverse_cdf(shares, [0.0, 0.5, 0.49, 1 - 2**-53]).tolist() == [1, 3, 1, 3]
+    points = torch.tensor([0.0, 0.5, 0.49, 1 - 2**-53], dtype=torch.float64)
+    assert inverse_cdf(shares, points).tolist() == [1, 3, 1, 3]
 
 
 def test_a_stop_string_ends_the_completion_and_is_kept(

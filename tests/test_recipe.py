@@ -125,6 +125,10 @@ def test_the_deployment_guides_recipes_have_its_numbers(algorithm: str) -> None:
         (["evaluation.methods=['serch_r1']"], "not 'serch_r1'; did you mean search_r1"),
         (["reward.kind=exact"], "did you mean exact_match"),
         (["agent.kind=search_r1", "searcher.thinking=false"], "leave out searcher.thinking"),
+        (
+            ["searcher.decoding=graph"],
+            'searcher.*: decoding = "graph" records CUDA graphs, and dev',
+        ),
     ],
 )
 def test_agents_and_rewards_go_together(overrides: list[str], said: str, tmp_path: Path) -> None:

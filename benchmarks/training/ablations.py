@@ -8,7 +8,8 @@ what a loop around transformers does: prompts padded to the longest, every turn 
 beginning, the update on padded rows. Variants take turns within a repeat, each in this process on
 one thread, and the table shows medians; the models are loaded, and each variant has run once,
 before the clock starts. Rewards are gold-passage recall, which costs nothing, so that only the
-searcher is timed.
+searcher is timed. ``--compiled`` adds a variant whose decoding steps are compiled, for minutes
+before the clock starts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from searchrl.agents.trained import open_agent
 from searchrl.experiment import Experiment
 from searchrl.models import local
 from searchrl.models.local import LocalModel
+from searchrl.models.options import Decoding
 from searchrl.recipe import Recipe
 from searchrl.recipe_file import load_recipe
 from searchrl.rewards.context_recall import ContextRecall
@@ -45,8 +47,10 @@ class Variant:
     name: str
     packed_rollout: bool = True
     packed_update: bool = True
+    decoding: Decoding = "auto"
 
 
+COMPILED = Variant("compiled steps", decoding="compiled")
 VARIANTS = (
     Variant("all"),
     Variant("padded rollout", packed_rollout=False),
@@ -81,6 +85,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=3, help="of each search")
     parser.add_argument("--turns", type=int, default=2, help="searches at most")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true", help="compiled steps as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe(
@@ -99,17 +104,22 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as directory:
         experiment = Experiment(recipe, Path(directory))
-        costs = measure(lambda variant: step_cost(experiment, recipe, variant), options.repeats)
+        variants = (*VARIANTS, COMPILED) if options.compiled else VARIANTS
+        costs = measure(
+            lambda variant: step_cost(experiment, recipe, variant), variants, options.repeats
+        )
     print(table(costs))
 
 
-def measure(cost: Callable[[Variant], Cost], repeats: int) -> dict[str, list[Cost]]:
+def measure(
+    cost: Callable[[Variant], Cost], variants: Sequence[Variant], repeats: int
+) -> dict[str, list[Cost]]:
     """Each variant once to warm up, then all of them in turn, ``repeats`` times."""
-    for variant in VARIANTS:
+    for variant in variants:
         cost(variant)
-    costs: dict[str, list[Cost]] = {variant.name: [] for variant in VARIANTS}
+    costs: dict[str, list[Cost]] = {variant.name: [] for variant in variants}
     for _ in range(repeats):
-        for variant in VARIANTS:
+        for variant in variants:
             costs[variant.name].append(cost(variant))
     return costs
 
@@ -121,7 +131,8 @@ def step_cost(experiment: Experiment, recipe: Recipe, variant: Variant) -> Cost:
             stack.enter_context(mock.patch.object(local, "packs", return_value=False))
         if not variant.packed_update:
             stack.enter_context(mock.patch.object(networks, "packs", return_value=False))
-        searcher = experiment.trainable()
+        loaded = experiment.trainable()
+        searcher = LocalModel(loaded.model, loaded.tokenizer, decoding=variant.decoding)
         reference = experiment.searcher().model
         learner = Learner(searcher.model, recipe.learning, recipe.rollout.temperature, reference)
         started = time.process_time()

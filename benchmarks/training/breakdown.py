@@ -113,7 +113,7 @@ class Counter:
         self._add(self.prefill, len(tree), len(tree.places), seen, read=0)
 
     def _note_step(self, decoder: PackedDecoder) -> None:
-        lengths = [one.position + 1 for cohort in decoder._cohorts for one in cohort.live]
+        lengths = [one.position + 1 for one in decoder._running.live]
         self._add(self.decode, len(lengths), len(lengths), sum(lengths), read=sum(lengths))
 
     def _add(self, amount: Amount, tokens: int, drawn: int, seen: int, read: int) -> None:

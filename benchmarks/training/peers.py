@@ -51,6 +51,8 @@ _TRL = Peer("trl", ("trl", "torch", "transformers"), algorithms=("grpo",))
 _VERL = Peer("verl", ("verl", "ray", "torch", "transformers"))
 PEERS = {
     "ours": Peer("ours"),
+    "ours-eager": Peer("ours", settings={"decoding": "eager"}),
+    "ours-compiled": Peer("ours", settings={"decoding": "compiled"}),
     "plain": Peer("ours", settings={"plain": True}),
     "trl": _TRL,
     "trl-ours": replace(_TRL, settings={"rollout": "ours"}),
@@ -58,7 +60,9 @@ PEERS = {
     "verl": _VERL,
     "verl-tuned": replace(_VERL, settings={"tuned": True}),
 }
-"""``trl-ours`` and verl sample with this project's engine and learn with their own."""
+"""``ours-eager`` and ``ours-compiled`` decode as they say; ``ours`` is eager on a CPU and replays
+CUDA graphs on a GPU. ``trl-ours`` and verl sample with this project's engine and learn with their
+own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -459,4 +459,5 @@ def load_local(
         options.thinking,
         options.cache_gib,
         vllm,
+        options.decoding,
     )

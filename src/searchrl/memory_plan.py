@@ -28,6 +28,7 @@ from searchrl.training.memory import (
     activation_bytes,
     adamw_bytes,
     cache_bytes,
+    drawing_bytes,
     factor_weights,
     head_bytes,
     prefill_bytes,
@@ -148,9 +149,12 @@ def _decoding(
         kept = min(whole, room)
         yield Part(f"{role}, prefix cache", options.device, kept, "at most as much again")
         whole = min(whole, room)
+        rows = min(rows, max(1, room // cache_bytes(shape, longest, _number(options))))
     yield Part(f"{role}, key-value cache", options.device, whole, note, "rollouts")
     passing = prefill_bytes(shape, max(read, longest), _number(options))
     yield Part(f"{role}, prefill", options.device, passing, f"{read:,} tokens", "rollouts")
+    drawing = drawing_bytes(shape, rows)
+    yield Part(f"{role}, drawing", options.device, drawing, f"{rows:,} tokens at once", "rollouts")
 
 
 def _form(recipe: Recipe, searcher: LocalSearcher) -> Form:

@@ -3,6 +3,7 @@
     python -m benchmarks.training.engines.ours ORDER.json
 
 ``plain`` pads prompts, prefills every turn from its beginning and updates on padded rows.
+``decoding`` is the recipe's setting of that name.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Engine:
     def __init__(self, order: Order) -> None:
         self._order = order
         autocast = order.dtype != "float32"
-        self._searcher = load_model(order.model, order.device)
+        self._searcher = load_model(
+            order.model, order.device, decoding=order.setting("decoding", "auto")
+        )
         options = LearningOptions(
             algorithm=order.work.algorithm,
             learning_rate=order.learning_rate,
@@ -57,7 +60,7 @@ class Engine:
             autocast=autocast,
         )
         self._learner = Learner(self._searcher.model, options, temperature=1.0)
-        self._rollout = _RolloutCopy(self._searcher, order.dtype)
+        self._rollout = _RolloutCopy(self._searcher, order)
 
     def step(self, step: int) -> StepDone:
         """One rollout and one update."""
@@ -89,19 +92,22 @@ class Engine:
         model = self._rollout.model()
         scripts = self._order.scripts(step)
         tasks = [replay(script, model, self._order.draw(script)) for script in scripts]
-        return await asyncio.gather(*tasks)
+        episodes = await asyncio.gather(*tasks)
+        model.rest()
+        return episodes
 
 
 class _RolloutCopy:
     """What samples: the searcher itself, or a copy in fewer bits that follows its weights."""
 
-    def __init__(self, searcher: LocalModel, dtype: str) -> None:
+    def __init__(self, searcher: LocalModel, order: Order) -> None:
         self._searcher = searcher
         self._copy: LocalModel | None = None
-        if dtype != "float32":
-            kind = getattr(torch, dtype)
+        if order.dtype != "float32":
+            kind = getattr(torch, order.dtype)
             fresh = type(searcher.model)(searcher.model.config).to(searcher.model.device, kind)
-            self._copy = LocalModel(fresh.eval(), searcher.tokenizer)
+            decoding = order.setting("decoding", "auto")
+            self._copy = LocalModel(fresh.eval(), searcher.tokenizer, decoding=decoding)
 
     def model(self) -> LocalModel:
         if self._copy is None:

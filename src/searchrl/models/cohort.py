@@ -15,7 +15,13 @@ import numpy as np
 import torch
 
 from searchrl.models.drawing import Row
-from searchrl.models.packed_attention import Partial, attend_all, attend_masked
+from searchrl.models.packed_attention import (
+    Partial,
+    Tails,
+    attend_all,
+    attend_tails,
+    bias_beyond,
+)
 from searchrl.models.prefix_cache import Layers
 from searchrl.models.token_tree import Indices
 
@@ -84,7 +90,7 @@ class Cohort:
         self._keys = [_tails(like, len(tails), room) for _ in range(layers)]
         self._values = [_tails(like, len(tails), room) for _ in range(layers)]
         for index, tail in enumerate(tails):
-            self._fill(index, tail)
+            fill(tail, self._keys, self._values, index)
         self._lengths = lengths
         self._device = device
         self._places = torch.arange(len(tails), device=device)
@@ -128,18 +134,6 @@ class Cohort:
             one.pieces = []
         return tails
 
-    def _fill(self, index: int, tail: Sequence[Piece]) -> None:
-        """Copy what a row has to itself into its tail; what is masked has to be finite."""
-        place = 0
-        for piece in tail:
-            own = slice(place, place + len(piece))
-            for layer, (keys, values) in enumerate(zip(piece.keys, piece.values, strict=True)):
-                self._keys[layer][index, :, own] = keys[0]
-                self._values[layer][index, :, own] = values[0]
-            place += len(piece)
-        for room in (*self._keys, *self._values):
-            room[index, :, place:] = 0
-
     def to_keep(self) -> list[tuple[Span, Indices, int]]:
         """What its rows share, once: keys and values, the tokens up to their end, those before."""
         kept, self._kept = self._kept, []
@@ -147,10 +141,7 @@ class Cohort:
 
     def begin_step(self) -> None:
         """Make room for one token a row."""
-        self._longest = max(self._lengths) + 1
-        columns = torch.arange(self._longest, device=self._device)
-        unseen = (columns > self._ends.unsqueeze(1))[:, None, None]
-        self._bias = self._keys[0].new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)
+        self._bias = bias_beyond(self._ends, max(self._lengths) + 1, self._keys[0])
 
     def end_step(self) -> None:
         """Count the token that was fed; rows that have ended write over their last one."""
@@ -162,17 +153,12 @@ class Cohort:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Attention of one new token a row; shapes as in ``PackedAttention``, with N rows."""
-        keys, values = self._keys[layer], self._values[layer]
-        keys[self._places, :, self._ends] = k[0].transpose(0, 1)
-        values[self._places, :, self._ends] = v[0].transpose(0, 1)
-        seen = slice(0, self._longest)
-        query = q[0].transpose(0, 1).unflatten(1, (k.shape[1], -1))
-        part = attend_masked(query, keys[:, :, seen], values[:, :, seen], self._bias, scale)
-        out = part[0].flatten(1, 2).transpose(0, 1).unsqueeze(0)
+        tails = Tails(self._keys[layer], self._values[layer], self._places, self._ends, self._bias)
+        own = attend_tails(q, k, v, tails, scale)
         if not self._spans:
-            return out
+            return own[0]
         partial = Partial(q)
-        partial.first(0, len(self.rows), (out, part[1].flatten(1, 2).T.unsqueeze(0)))
+        partial.first(0, len(self.rows), own)
         for span in self._spans:
             rows = q[:, :, span.start : span.end]
             joint = attend_all(rows, span.keys[layer], span.values[layer], scale)
@@ -207,6 +193,29 @@ class Cohort:
             for span, (start, end) in zip(self._spans, place, strict=True)
             if start < end
         ]
+
+
+def fill(
+    pieces: Sequence[Piece],
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    index: int,
+) -> None:
+    """Copy pieces, one after the other, into row ``index`` of each layer's ``[R, K, T, D]``.
+
+    What stands behind them becomes 0: it is masked, and has to be finite for that.
+    """
+    place = 0
+    for piece in pieces:
+        own = slice(place, place + len(piece))
+        for layer, (from_keys, from_values) in enumerate(
+            zip(piece.keys, piece.values, strict=True)
+        ):
+            keys[layer][index, :, own] = from_keys[0]
+            values[layer][index, :, own] = from_values[0]
+        place += len(piece)
+    for room in (*keys, *values):
+        room[index, :, place:] = 0
 
 
 def _tails(like: torch.Tensor, rows: int, room: int) -> torch.Tensor:

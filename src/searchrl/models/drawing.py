@@ -43,6 +43,16 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     stop: StopReason | None = None
 
+    @property
+    def temperature(self) -> float:
+        """Of its distribution; a greedy row's is the model's own."""
+        return self.request.sampling.temperature or 1.0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its prompt and of all that it may say."""
+        return len(self.request.prompt) + self.limit
+
 
 class Drawing:
     """Draws tokens for rows, notices their ends, and turns them into completions.
@@ -98,14 +108,14 @@ class Drawing:
 
     def draw(self, rows: Sequence[Row], logits_BV: torch.Tensor) -> list[int]:
         """Choose the next token of every row, and note which rows end with it."""
-        temperatures = [row.request.sampling.temperature or 1.0 for row in rows]
-        scale_B1 = torch.tensor(temperatures, device=logits_BV.device).unsqueeze(1)
-        logprobs_BV = torch.log_softmax(logits_BV.float() / scale_B1, dim=-1)
+        temperatures = [row.temperature for row in rows]
+        logprobs_BV = distribution(logits_BV, torch.tensor(temperatures, device=logits_BV.device))
         chosen_B = logprobs_BV.argmax(dim=-1)
         drawn = [index for index, row in enumerate(rows) if row.uniforms]
         if drawn:
             points = [rows[index].uniforms[len(rows[index].token_ids)] for index in drawn]
-            chosen_B[drawn] = _inverse_cdf(logprobs_BV[drawn], points)
+            points_B = torch.tensor(points, dtype=torch.float64, device=logits_BV.device)
+            chosen_B[drawn] = inverse_cdf(logprobs_BV[drawn], points_B)
         values_B = logprobs_BV.gather(1, chosen_B.unsqueeze(1)).squeeze(1)
         tokens: list[int] = chosen_B.tolist()
         for row, token, logprob in zip(rows, tokens, values_B.tolist(), strict=True):
@@ -153,10 +163,20 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     return frozenset(token for token in ends if isinstance(token, int))
 
 
-def _inverse_cdf(logprobs_BV: torch.Tensor, points: Sequence[float]) -> torch.Tensor:
-    """The token at which each row's cumulative probability passes its point in [0, 1)."""
-    cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
-    point_B1 = torch.tensor(points, dtype=torch.float64, device=logprobs_BV.device).unsqueeze(1)
+def distribution(logits_BV: torch.Tensor, temperatures_B: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities at each row's temperature."""
+    return torch.log_softmax(logits_BV.float() / temperatures_B.unsqueeze(1), dim=-1)
+
+
+def inverse_cdf(logprobs_BV: torch.Tensor, points_B: torch.Tensor) -> torch.Tensor:
+    """The token at which each row's cumulative probability passes its point in [0, 1).
+
+    Args:
+        logprobs_BV: in single precision; they are added up in double.
+        points_B: in double.
+    """
+    cumulative_BV = logprobs_BV.double().exp_().cumsum(dim=-1)
     # Scaling by the total keeps a rounding shortfall from leaving the range.
-    chosen_B1 = torch.searchsorted(cumulative_BV, point_B1 * cumulative_BV[:, -1:], right=True)
+    wanted_B1 = points_B.unsqueeze(1) * cumulative_BV[:, -1:]
+    chosen_B1 = torch.searchsorted(cumulative_BV, wanted_B1, right=True)
     return chosen_B1.squeeze(1).clamp(max=logprobs_BV.shape[1] - 1)

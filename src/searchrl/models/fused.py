@@ -37,6 +37,10 @@ def rotate(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch
         cosines: of each token's angles, ``[N, 1, D / 2]``.
         sines: of the same.
     """
+    if torch.compiler.is_compiling():
+        first, second = x.chunk(2, dim=-1)
+        turned = (first * cosines - second * sines, second * cosines + first * sines)
+        return torch.cat(turned, dim=-1)
     found: torch.Tensor = _Rotate.apply(x, cosines, sines)  # type: ignore[no-untyped-call]
     return found
 

@@ -21,11 +21,12 @@ from searchrl.models.adapter_files import is_adapter
 from searchrl.models.chat import encode_text, render_chat
 from searchrl.models.decoder import Decoder
 from searchrl.models.drawing import Request, Row
-from searchrl.models.options import VllmOptions
+from searchrl.models.options import Decoding, VllmOptions
 from searchrl.models.packed_blocks import packs
 from searchrl.models.packed_decoder import PackedDecoder
 from searchrl.models.padded_decoder import PaddedDecoder
 from searchrl.models.protocol import Completion, LanguageModel, Message, Sampling
+from searchrl.models.steps import open_steps
 from searchrl.models.tokenizers import load_tokenizer, model_path
 from searchrl.models.vllm_decoder import open_vllm_decoder
 from searchrl.models.weights import check_base
@@ -56,9 +57,11 @@ class LocalModel(LanguageModel):
         thinking: whether it may use a think mode of its own.
         cache_gib: GiB of keys and values for what is decoded at a time.
         vllm: have it decoded by vLLM, opened like this.
+        decoding: how this process decodes, see ``LocalModelOptions``.
 
     Raises:
-        InputError: vLLM is asked for and cannot be opened.
+        InputError: vLLM is asked for and cannot be opened, or ``decoding`` does not go with the
+            model.
     """
 
     def __init__(
@@ -68,13 +71,16 @@ class LocalModel(LanguageModel):
         thinking: bool = True,
         cache_gib: float = 1.0,
         vllm: VllmOptions | None = None,
+        decoding: Decoding = "auto",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         keep = lru_cache(_TEXTS_KEPT)
         self._encoded = keep(lambda text: array("i", encode_text(tokenizer, text)))
         self._rendered = keep(lambda chat: array("i", render_chat(tokenizer, chat, thinking)))
-        self._decoder = _open_decoder(model, tokenizer, _context_length(model), cache_gib, vllm)
+        self._decoder = _open_decoder(
+            model, tokenizer, _context_length(model), cache_gib, vllm, decoding
+        )
         self._waiting: list[_Asked] = []
         self._decoding: list[_Asked] = []
         self._serving: asyncio.Task[None] | None = None
@@ -177,11 +183,18 @@ def _open_decoder(
     max_length: int,
     cache_gib: float,
     vllm: VllmOptions | None,
+    decoding: Decoding,
 ) -> Decoder:
     if vllm is not None:
         return open_vllm_decoder(model, tokenizer, max_length, vllm)
     if packs(model.config):
-        return PackedDecoder(model, tokenizer, max_length, round(cache_gib * 2**30))
+        memory, steps = round(cache_gib * 2**30), open_steps(model, decoding)
+        return PackedDecoder(model, tokenizer, max_length, memory, steps=steps)
+    if decoding in ("graph", "compiled"):
+        raise InputError(
+            f'decoding = "{decoding}": a {model.config.model_type!r} model is decoded on padded '
+            'rows, by its own code; use "eager" or leave it out'
+        )
     return PaddedDecoder(model, tokenizer, max_length)
 
 
@@ -192,6 +205,7 @@ def load_model(
     thinking: bool = True,
     cache_gib: float = 1.0,
     vllm: VllmOptions | None = None,
+    decoding: Decoding = "auto",
 ) -> LocalModel:
     """Load a model by path, hub name, or ``tiny-searcher`` / ``tiny-generator``.
 
@@ -200,7 +214,7 @@ def load_model(
 
     Raises:
         InputError: there is no such model, or it cannot be loaded, or ``vllm`` is given and cannot
-            be opened.
+            be opened, or ``decoding`` does not go with the model.
     """
     import torch
     from transformers.utils import logging
@@ -224,7 +238,7 @@ def load_model(
         from searchrl.models.adapters import apply_adapter
 
         apply_adapter(model, Path(path))
-    return LocalModel(model, tokenizer, thinking, cache_gib, vllm)
+    return LocalModel(model, tokenizer, thinking, cache_gib, vllm, decoding)
 
 
 def _load_weights(path: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, list[str]]:

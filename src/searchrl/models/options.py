@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from searchrl.options import Options
 
@@ -14,6 +21,9 @@ LEAST_TEMPERATURE = 0.01
 """What vLLM raises a temperature between 0 and this to."""
 CPU_CACHE = 1 << 30
 """Bytes of keys and values that vLLM has on a CPU, as many as the packed decoder for its rows."""
+
+
+Decoding = Literal["auto", "eager", "graph", "compiled"]
 
 
 class LocalModelOptions(Options):
@@ -29,6 +39,20 @@ class LocalModelOptions(Options):
     cache_gib: PositiveFloat = 1.0
     """GiB of keys and values for what is decoded at a time, and as much again at most for prefixes
     that are kept; more of it decodes more together."""
+    decoding: Decoding = "auto"
+    """How a token is computed: ``eager``, operation by operation; ``graph``, a step of fixed shapes
+    that is recorded as a CUDA graph and replayed; ``compiled``, the same after ``torch.compile``,
+    which takes a large model most of a minute for each of some dozens of shapes. ``auto`` is
+    ``graph`` on CUDA and ``eager`` elsewhere."""
+
+    @model_validator(mode="after")
+    def _check_decoding(self) -> Self:
+        if self.decoding == "graph" and not self.device.startswith("cuda"):
+            raise ValueError(
+                f'decoding = "graph" records CUDA graphs, and device = "{self.device}": '
+                'set device = "cuda", use "compiled", or leave it out'
+            )
+        return self
 
     @property
     def name(self) -> str:

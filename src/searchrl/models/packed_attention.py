@@ -98,6 +98,25 @@ def tree_parts(nodes: Sequence[Node], wanted: Indices) -> tuple[Part, ...]:
     return (*first, *then)
 
 
+@dataclass(frozen=True, slots=True)
+class Tails:
+    """Keys and values of one layer that rows have to themselves.
+
+    Attributes:
+        keys: ``[R, K, T, D]``.
+        values: ``[R, K, T, D]``.
+        rows: 0 to R - 1.
+        ends: where the new token of each row goes, ``[R]``.
+        bias: see ``bias_beyond``.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    rows: torch.Tensor
+    ends: torch.Tensor
+    bias: torch.Tensor
+
+
 class TreeAttention:
     """Attention within one token tree, differentiable.
 
@@ -187,6 +206,49 @@ def attend_masked(
         return attend(q, k, v, attn_mask=bias, scale=scale), q.new_empty(q.shape[:3])
     out, lse = _flash(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
     return out, lse
+
+
+def bias_beyond(ends: torch.Tensor, length: int, like: torch.Tensor) -> torch.Tensor:
+    """What hides the keys behind each row's own: those at ``ends`` and before are seen.
+
+    Args:
+        ends: the place of each row's newest key, ``[R]``.
+        length: keys that there are of a row.
+        like: has the number form.
+
+    Returns:
+        ``[R, 1, 1, length]``, 0 or negative infinity.
+    """
+    unseen = torch.arange(length, device=ends.device) > ends.unsqueeze(1)
+    return like.new_zeros(unseen.shape).masked_fill_(unseen, -torch.inf)[:, None, None]
+
+
+def attend_tails(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tails: Tails,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of one new token a row over the row's own keys, which the token's are added to.
+
+    Args:
+        q: ``[1, H, R, D]``.
+        k: ``[1, K, R, D]``; written to its place.
+        v: ``[1, K, R, D]``; written to its place.
+        tails: of the rows.
+        scale: of the scores.
+
+    Returns:
+        ``[1, H, R, D]``, and on a CPU the log-sum-exp of the scores, ``[1, H, R]``.
+    """
+    tails.keys[tails.rows, :, tails.ends] = k[0].transpose(0, 1)
+    tails.values[tails.rows, :, tails.ends] = v[0].transpose(0, 1)
+    seen = slice(0, tails.bias.shape[-1])
+    query = q[0].transpose(0, 1).unflatten(1, (k.shape[1], -1))
+    keys, values = tails.keys[:, :, seen], tails.values[:, :, seen]
+    out, lse = attend_masked(query, keys, values, tails.bias, scale)
+    return out.flatten(1, 2).transpose(0, 1).unsqueeze(0), lse.flatten(1, 2).T.unsqueeze(0)
 
 
 def attend_all(

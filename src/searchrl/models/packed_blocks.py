@@ -60,15 +60,35 @@ def run_packed(
     Returns:
         ``[U, D]``.
     """
-    hidden_ND = trunk.embed_tokens(tokens)
-    angles = trunk.rotary_emb(hidden_ND, positions.unsqueeze(0))
-    # Transformers writes each angle twice, for both numbers of a pair.
-    cosines, sines = (part[0, :, None].chunk(2, dim=-1)[0].contiguous() for part in angles)
-    row = _Row(attention, cosines, sines)
+    hidden_ND, row = _entered(trunk, tokens, positions, attention)
     with _running(trunk.layers[:-1], row), _running(trunk.layers[-1:], row, wanted):
         for block in trunk.layers:
             hidden_ND = block(hidden_ND)
     return _norm(trunk.norm, hidden_ND)
+
+
+def run_bare(
+    trunk: Any, tokens: torch.Tensor, positions: torch.Tensor, attention: PackedAttention
+) -> torch.Tensor:
+    """``run_packed`` without what hangs on the blocks (hooks, checkpointing), for a fixed step.
+
+    A step that is recorded or compiled as a whole would run a hook once and never again.
+    """
+    hidden_ND, row = _entered(trunk, tokens, positions, attention)
+    for block in trunk.layers:
+        hidden_ND = _block(block, row, None, hidden_ND)
+    return _norm(trunk.norm, hidden_ND)
+
+
+def _entered(
+    trunk: Any, tokens: torch.Tensor, positions: torch.Tensor, attention: PackedAttention
+) -> tuple[torch.Tensor, _Row]:
+    """What goes into the first block, and what is the same in all."""
+    hidden_ND = trunk.embed_tokens(tokens)
+    angles = trunk.rotary_emb(hidden_ND, positions.unsqueeze(0))
+    # Transformers writes each angle twice, for both numbers of a pair.
+    cosines, sines = (part[0, :, None].chunk(2, dim=-1)[0].contiguous() for part in angles)
+    return hidden_ND, _Row(attention, cosines, sines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +145,8 @@ def _block(
 
 def _mixed(block: Any, hidden_ND: torch.Tensor) -> torch.Tensor:
     """The second half of a block, which takes each token for itself."""
-    if hidden_ND.is_cuda or not torch.is_inference_mode_enabled():
+    whole = hidden_ND.is_cuda or torch.compiler.is_compiling()
+    if whole or not torch.is_inference_mode_enabled():
         mixed: torch.Tensor = block.mlp(_norm(block.post_attention_layernorm, hidden_ND))
         return hidden_ND + mixed
     # A few tokens at a time, so that what is between its matrices stays in a core's cache. The
@@ -145,7 +166,9 @@ def _heads(attention: Any, projected: torch.Tensor, norm: str | None = None) -> 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     """A module's norm, fused where all is in single precision."""
-    if x.dtype != torch.float32 or module.weight.dtype != torch.float32:
+    small = x.dtype != torch.float32 or module.weight.dtype != torch.float32
+    # A compiler fuses what it can see into.
+    if small or torch.compiler.is_compiling():
         own: torch.Tensor = module(x)
         return own
     return rms_norm(x, module.weight, module.variance_epsilon)

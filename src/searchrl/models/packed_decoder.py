@@ -1,21 +1,21 @@
 """Decoding on packed rows: prefixes are computed once, kept across turns, and read together.
 
 Prompts that come in together are merged into a token tree and run through the model in one row,
-less what the prefix cache holds of them. From then on every step feeds one token a row, and a
-row reads what its cohort holds. On a CPU the parts of what a token sees are joined one by one;
-elsewhere they are read in one fused call.
+less what the prefix cache holds of them. From then on every step feeds one token a row, in cohorts
+(``cohorts``) or in slots of fixed shape (``slot_rows``). On a CPU the parts of what a prompt's
+token sees are joined one by one; elsewhere they are read in one fused call.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from searchrl.models.cohort import Begun, Cohort, Piece, Span
+from searchrl.models.cohort import Begun, Piece, Span
+from searchrl.models.cohorts import Cohorts
 from searchrl.models.decoder import Decoder
 from searchrl.models.drawing import Row
 from searchrl.models.packed_attention import (
@@ -29,6 +29,9 @@ from searchrl.models.packed_attention import (
 from searchrl.models.packed_blocks import run_packed
 from searchrl.models.prefix_cache import CachedRun, PrefixCache, path_length
 from searchrl.models.protocol import StopReason
+from searchrl.models.running import Running
+from searchrl.models.slot_rows import SlotRows
+from searchrl.models.steps import Steps
 from searchrl.models.token_tree import Indices, TokenTree, build_tree, common_prefix
 from searchrl.models.weight_watch import WeightWatch
 
@@ -48,6 +51,8 @@ class PackedDecoder(Decoder):
             prefixes that are kept.
         tokens_per_batch: prompt tokens that are prefilled together.
         share: read runs that several rows stand on together; by default on a CPU only.
+        steps: how steps of fixed shapes are run, on rows in slots; rows are in cohorts, whose
+            shapes follow the rows, when left out.
     """
 
     def __init__(
@@ -58,26 +63,29 @@ class PackedDecoder(Decoder):
         memory: int = 1 << 30,
         tokens_per_batch: int = 8192,
         share: bool | None = None,
+        steps: Steps | None = None,
     ) -> None:
         super().__init__(model, tokenizer, max_length)
-        self._room = max(1, memory // _bytes_per_token(model))
+        room = max(1, memory // _bytes_per_token(model))
         self._tokens_per_batch = tokens_per_batch
-        self._share = not masked(model.device) if share is None else share
-        self._cache = PrefixCache(self._room)
-        self._cohorts: list[Cohort] = []
+        together = not masked(model.device) if share is None else share
+        self._cache = PrefixCache(room)
+        self._cohorts = Cohorts(model, self.drawing, room, together)
+        self._slots = None if steps is None else SlotRows(model, self.drawing, room, steps)
+        self._running: Running = self._cohorts
         self._ended: list[Row] = []
         self._watch = WeightWatch(model)
 
     @property
     def active(self) -> int:
         """Rows that are being decoded, and those whose end has not been told."""
-        return len(self._ended) + sum(len(cohort.live) for cohort in self._cohorts)
+        return len(self._ended) + len(self._running.live)
 
     def admit(self, rows: Sequence[Row]) -> int:
         """Prefill as many rows as their keys and values have room for."""
-        count = self._fitting(rows)
-        if not self._cohorts and self._watch.changed():
-            self._cache.clear()
+        if not self._running.busy:
+            self._renew()
+        count = self._running.fitting(rows)
         order = sorted(rows[:count], key=lambda row: row.request.prompt)
         with self.inferring():
             for batch in self._batches(order):
@@ -87,7 +95,7 @@ class PackedDecoder(Decoder):
     def advance(self) -> list[Row]:
         """Decode until a row ends."""
         with self.inferring():
-            while self._cohorts and not self._ended:
+            while self._running.busy and not self._ended:
                 self._step()
         ended, self._ended = self._ended, []
         return ended
@@ -100,18 +108,21 @@ class PackedDecoder(Decoder):
 
     def forget(self) -> None:
         """Drop the rows and all that is kept."""
-        self._cohorts, self._ended = [], []
+        self._running.clear()
+        self._ended = []
         self._cache.clear()
 
-    def _fitting(self, rows: Sequence[Row]) -> int:
-        taken = sum(cohort.capacity for cohort in self._cohorts)
-        count = 0
-        for row in rows:
-            taken += len(row.request.prompt) + row.limit
-            if taken > self._room and (count or self._cohorts):
-                break
-            count += 1
-        return count
+    def rest(self) -> None:
+        """Let go of what was recorded and of the slots, which the next rows get anew."""
+        if self._slots is not None and not self._slots.busy:
+            self._slots.clear()
+
+    def _renew(self) -> None:
+        """Nothing is being decoded: look at what the model is by now."""
+        if self._watch.changed():
+            self._cache.clear()
+        if self._slots is not None:
+            self._running = self._slots if self._slots.ready() else self._cohorts
 
     def _batches(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Neighbours together, within the budget of new tokens."""
@@ -152,10 +163,8 @@ class PackedDecoder(Decoder):
         self._ended += [row for row in rows if row.stop is not None]
         going = [one for one in begun if one.row.stop is None]
         if going:
-            cohort = Cohort(going, self._share, self.model.device)
-            for span, prompt, known in cohort.to_keep():
+            for span, prompt, known in self._running.begin(going):
                 self._cache.insert(prompt, known, span.keys, span.values)
-            self._cohorts.append(cohort)
 
     def _logits(self, tree: TokenTree, prefill: _Prefill, wanted_U: Indices) -> torch.Tensor:
         device = self.model.device
@@ -171,36 +180,19 @@ class PackedDecoder(Decoder):
 
     def _step(self) -> None:
         """Feed every row its last token and draw the next one."""
-        device = self.model.device
-        rows = [one for cohort in self._cohorts for one in cohort.rows]
-        for cohort in self._cohorts:
-            cohort.begin_step()
-        hidden_ND = run_packed(
-            self.model.model,
-            torch.tensor([one.row.token_ids[-1] for one in rows], device=device),
-            torch.tensor([one.position for one in rows], device=device),
-            _Step(self._cohorts),
-        )
-        live = [index for index, one in enumerate(rows) if one.row.stop is None]
-        logits_BV = self.model.lm_head(hidden_ND[live] if len(live) < len(rows) else hidden_ND)
-        for cohort in self._cohorts:
-            cohort.end_step()
-        self.drawing.draw([rows[index].row for index in live], logits_BV)
-        ended = [rows[index] for index in live if rows[index].row.stop is not None]
+        ended = self._running.step()
         if ended:
-            self._ended += [one.row for one in ended]
+            self._ended += ended
             self._retire()
 
     def _retire(self) -> None:
-        """Keep what rows that have ended may be continued from, and close ranks."""
-        for cohort in self._cohorts:
-            for one, keys, values in cohort.leave():
-                # A model that ends a sequence is not asked to go on from there.
-                if one.row.stop is not StopReason.END_OF_SEQUENCE:
-                    read = np.asarray(one.row.token_ids[:-1], dtype=np.int64)
-                    whole = np.concatenate([one.prompt, read])
-                    self._cache.insert(whole, one.shared, keys, values)
-        self._cohorts = [cohort for cohort in self._cohorts if cohort.live]
+        """Keep what rows that have ended may be continued from."""
+        for one, keys, values in self._running.leave():
+            # A model that ends a sequence is not asked to go on from there.
+            if one.row.stop is not StopReason.END_OF_SEQUENCE:
+                read = np.asarray(one.row.token_ids[:-1], dtype=np.int64)
+                whole = np.concatenate([one.prompt, read])
+                self._cache.insert(whole, one.shared, keys, values)
 
 
 class _Prefill:
@@ -301,24 +293,6 @@ def _pieces(
         pieces.append(Piece(id(node), keys, values))
         place += node.end - node.start
     return pieces
-
-
-class _Step:
-    """One new token for each row of each cohort."""
-
-    def __init__(self, cohorts: Sequence[Cohort]) -> None:
-        self._cohorts = cohorts
-
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """See ``PackedAttention``."""
-        ends = list(itertools.accumulate(len(cohort.rows) for cohort in self._cohorts))
-        parts = []
-        for cohort, end in zip(self._cohorts, ends, strict=True):
-            own = slice(end - len(cohort.rows), end)
-            parts.append(cohort.attend(layer, q[:, :, own], k[:, :, own], v[:, :, own], scale))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def _bytes_per_token(model: PreTrainedModel) -> int:

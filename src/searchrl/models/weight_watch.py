@@ -8,7 +8,8 @@ loads a checkpoint is no optimizer.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -39,13 +40,31 @@ class WeightWatch:
         self._seen = self._now()
 
     def changed(self) -> bool:
-        """Whether an optimizer has stepped, or a parameter was changed or exchanged, since then.
-
-        Then is the last time this was asked, or when the watch began.
+        """Whether an optimizer has stepped, a parameter was changed or exchanged, or an adapter was
+        switched, since this was last asked, or the watch began.
         """
         before, self._seen = self._seen, self._now()
         return self._seen != before
 
-    def _now(self) -> tuple[int, ...]:
+    def _now(self) -> tuple[object, ...]:
         changes = ((p.data_ptr(), p._version) for p in self._model.parameters())
-        return (_steps, *itertools.chain.from_iterable(changes))
+        switches = adapter_switches(self._model)
+        return (_steps, *itertools.chain.from_iterable(changes), *switches)
+
+
+def form_of(model: nn.Module) -> tuple[object, ...]:
+    """Where a model's weights are and what computes on them, whatever numbers are there."""
+    places = (
+        (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        for tensor in itertools.chain(model.parameters(), model.buffers())
+    )
+    return (*places, *map(type, model.modules()), *adapter_switches(model))
+
+
+def adapter_switches(model: nn.Module) -> Iterator[tuple[object, ...]]:
+    """What decides, at each matrix with an adapter of PEFT, whether and how far it counts."""
+    for module in model.modules():
+        if "lora_A" in module._modules:
+            layer: Any = module
+            active, merged = tuple(layer.active_adapters), tuple(layer.merged_adapters)
+            yield layer.disable_adapters, active, merged, tuple(layer.scaling.items())

@@ -73,6 +73,13 @@ def prefill_bytes(shape: Shape, tokens: int, bytes_a_number: int) -> int:
     return tokens * (a_token + FULL * 2 * shape.hidden)
 
 
+def drawing_bytes(shape: Shape, rows: int) -> int:
+    """Distributions of so many rows that draw a token: logits and log-probabilities in single
+    precision, probabilities and their sums in double.
+    """
+    return rows * shape.vocabulary * (2 * FULL + 2 * 2 * FULL)
+
+
 def factor_weights(shape: Shape, lora: LoraOptions) -> int:
     """Weights of an adapter on the matrices of all blocks, or on those it names."""
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
