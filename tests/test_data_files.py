@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -272,6 +275,57 @@ class TestStorage:
             self.fill(tmp_path / "d", "new")
         assert (tmp_path / "d" / "a.txt").read_text() == "old"
         assert names(tmp_path) == ["d"]
+
+    def test_what_a_kill_leaves_goes_with_the_next_write(self, tmp_path: Path) -> None:
+        program = (
+            "import os, signal, sys\n"
+            "from pathlib import Path\n"
+            "from searchrl.data.storage import atomic_directory\n"
+            "with atomic_directory(Path(sys.argv[1]), {}) as directory:\n"
+            "    (directory / 'half').write_text('written')\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        for name in ("d", "other"):
+            subprocess.run([sys.executable, "-c", program, tmp_path / name], check=False)
+        assert len(names(tmp_path)) == 2
+        (tmp_path / ".d.12345678.tmp").write_text("a file")
+        self.fill(tmp_path / "d", "new")
+        left = set(names(tmp_path)) - {"d", ".d.12345678.tmp"}
+        assert [name.startswith(".other.") for name in left] == [True]
+
+    def test_what_another_is_writing_stays(self, tmp_path: Path) -> None:
+        with atomic_directory(tmp_path / "d", {}) as directory:
+            (directory / "a.txt").write_text("slow")
+            self.fill(tmp_path / "d", "quick")
+        assert (tmp_path / "d" / "a.txt").read_text() == "slow"
+        assert names(tmp_path) == ["d"]
+
+    def test_a_directory_that_is_swept_before_it_is_held_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hold, swept = storage._hold, []
+
+        def sweep_first(directory: Path, how: int) -> Any:
+            if not swept:
+                swept.append(directory)
+                directory.rmdir()
+            return hold(directory, how)
+
+        monkeypatch.setattr(storage, "_hold", sweep_first)
+        self.fill(tmp_path / "d", "content")
+        assert swept
+        verify_directory(tmp_path / "d")
+        assert names(tmp_path) == ["d"]
+
+    def test_a_file_system_without_locks_will_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(storage.fcntl, "flock", mock.Mock(side_effect=OSError("no locks")))
+        (tmp_path / ".d.12345678.tmp").mkdir()
+        self.fill(tmp_path / "d", "content")
+        verify_directory(tmp_path / "d")
+        # Nobody can know whether this one is being written.
+        assert sorted(names(tmp_path)) == [".d.12345678.tmp", "d"]
 
     def test_a_flipped_byte_is_found_wherever_it_is(self, tmp_path: Path) -> None:
         self.fill(tmp_path / "d", "content")

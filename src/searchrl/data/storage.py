@@ -5,20 +5,23 @@ commit. A directory gets a ``manifest.json`` with the SHA-256 and size of each o
 of its own, so a flipped byte is found when the directory is opened. A kill at any moment leaves the
 old state: a directory is swapped with the new one in one step of the kernel. Where that step is
 missing (other systems than Linux, some network drives), the old one waits as ``.NAME.old`` for the
-instant between two renames, and is put back if the second fails.
+instant between two renames, and is put back if the second fails. What a kill leaves of the new one
+is deleted by the next write to the same target.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -70,17 +73,18 @@ def atomic_directory(target: Path, about: Mapping[str, Any]) -> Iterator[Path]:
         about: facts kept under ``"about"`` in the manifest (kind, form, settings).
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield temporary
-        _write_manifest(temporary, about)
-        temporary.chmod(0o755)
-        for entry in (temporary, *temporary.rglob("*")):
-            _sync(entry)
-        _swap_in(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    _sweep(target)
+    with _new_directory(target) as temporary:
+        try:
+            yield temporary
+            _write_manifest(temporary, about)
+            temporary.chmod(0o755)
+            for entry in (temporary, *temporary.rglob("*")):
+                _sync(entry)
+            _swap_in(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def verify_directory(
@@ -137,6 +141,41 @@ def sha256(path: Path) -> str:
         while chunk := handle.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def _new_directory(target: Path) -> Iterator[Path]:
+    """A directory beside ``target``, held until the block ends: what nobody holds is left over."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        with ExitStack() as held:
+            # Where there are no locks, nothing can be told to be left over either.
+            with suppress(OSError):
+                held.enter_context(_hold(made, fcntl.LOCK_EX))
+            # Another process may have swept it away before it was held.
+            if made.is_dir():
+                yield made
+                return
+
+
+def _sweep(target: Path) -> None:
+    """Delete what processes left that were killed as they wrote ``target``."""
+    name = re.compile(re.escape(f".{target.name}.") + r"\w{8}\.tmp")
+    for entry in target.parent.iterdir():
+        if name.fullmatch(entry.name):
+            with suppress(OSError), _hold(entry, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextmanager
+def _hold(directory: Path, how: int) -> Iterator[None]:
+    """Have a lock on a directory; OSError where it is no directory, or cannot be had."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write_manifest(directory: Path, about: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from searchrl.retrieval.dense_build import waiting_directory, write_dense
 from searchrl.retrieval.encoder import Encoder, EncoderSettings, Runtime, open_encoder
 from searchrl.retrieval.hybrid import HybridRetriever
 from searchrl.retrieval.index_place import (
-    FORM,
+    FORMS,
     check_form,
     rebuild,
     refuse_absent,
@@ -108,7 +108,7 @@ def _write(
     """See ``write_index``; what the manifest says, and the encoder of queries."""
     _check_request(options, vectors, shard)
     refuse_foreign(out)
-    about: dict[str, Any] = {"form": FORM, "kind": options.kind}
+    about: dict[str, Any] = {"form": FORMS[options.kind], "kind": options.kind}
     waiting = waiting_directory(out)
     try:
         with atomic_directory(out, about) as directory, ExitStack() as files:

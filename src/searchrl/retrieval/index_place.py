@@ -9,7 +9,8 @@ from searchrl.data.storage import MANIFEST, read_manifest
 from searchrl.errors import InputError, IntegrityError
 from searchrl.retrieval.options import KINDS
 
-FORM = 4
+FORMS = {"bm25": 4, "dense": 3, "hybrid": 4}
+"""Of the files of each kind; an index of another form is built again."""
 _VECTOR_FILES = (".index", ".npy", ".faiss")
 
 
@@ -67,8 +68,8 @@ def check_form(path: Path, about: dict[str, Any]) -> None:
     kind, form = about.get("kind"), about.get("form")
     if kind not in KINDS:
         raise IntegrityError(f"{path}: {kind!r} is no kind of index known here")
-    if form != FORM:
+    if form != FORMS[kind]:
         raise IntegrityError(
-            f"{path}: form {form!r}, this version reads form {FORM};"
-            f" build it again: {rebuild(str(kind))}"
+            f"{path}: form {form!r}, this version reads form {FORMS[kind]};"
+            f" build it again: {rebuild(kind)}"
         )

@@ -37,6 +37,8 @@ _SPOOL = "spool.tmp"
 _COUNTS, _LENGTHS, _NORMS = "counts.npy", "lengths.npy", "norms.npy"
 _RUN = 1 << 21
 """Postings that are sorted at once."""
+_TERMS = 1 << 19
+"""Terms, which take far more memory each, that they may have."""
 _BLOCK = 1 << 20
 """Numbers of a mapped array that are computed with at once."""
 
@@ -112,8 +114,10 @@ class _Pile:
         self._terms, self._counts = array("I"), array("I")
         self._distinct, self._lengths = array("q"), array("q")
 
-    def __len__(self) -> int:
-        return len(self._terms)
+    @property
+    def full(self) -> bool:
+        """Whether it is time to sort them."""
+        return len(self._terms) >= _RUN or len(self._vocabulary) >= _TERMS
 
     def add(self, counts: Counter[str]) -> None:
         """Add the next passage, how often it holds each of its terms."""
@@ -159,7 +163,7 @@ def _analyse(
         pile = _Pile(0)
         for done, passage in enumerate(corpus, start=1):
             pile.add(Counter(analyzer.words(indexed_text(passage))))
-            if len(pile) >= _RUN or done == len(corpus):
+            if pile.full or done == len(corpus):
                 terms, holders, row, count = pile.sorted()
                 runs.append(terms, holders)
                 rows.append(row)
