@@ -84,16 +84,20 @@ def test_under_the_masks_of_other_devices_it_is_the_same(
         requests = next_turn(requests, said)
 
 
+def with_three_starts(budget: int) -> list[Request]:
+    draw = random.Random(0)
+    starts = [draw.choices(range(40), k=9) for _ in range(3)]
+    return [
+        Request(tuple(starts[n % 3] + draw.choices(range(40), k=n)), Sampling(budget, 1.0, seed=n))
+        for n in range(9)
+    ]
+
+
 @pytest.mark.usefixtures("sharing")
 @pytest.mark.parametrize("kind", [qwen3, qwen2, llama])
 def test_every_family_is_decoded_as_by_its_own_attention(kind: Any, model: LocalModel) -> None:
     other: Any = made(kind)
-    draw = random.Random(0)
-    starts = [draw.choices(range(40), k=9) for _ in range(3)]
-    requests = [
-        Request(tuple(starts[n % 3] + draw.choices(range(40), k=n)), Sampling(8, 1.0, seed=n))
-        for n in range(9)
-    ]
+    requests = with_three_starts(8)
     oracle = PaddedDecoder(other, model.tokenizer, 100).complete(requests)
     assert_same(PackedDecoder(other, model.tokenizer, 100).complete(requests), oracle)
 

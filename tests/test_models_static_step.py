@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,7 +38,7 @@ from searchrl.models.steps import (
 )
 from tests.tape import Operations, Tape
 from tests.test_models_packed_attention import SIZES, llama, made, qwen2, qwen3
-from tests.test_models_packed_decoder import assert_same, groups, next_turn
+from tests.test_models_packed_decoder import assert_same, groups, next_turn, with_three_starts
 
 CONTEXT = 1024
 
@@ -87,12 +86,7 @@ def test_every_family_is_decoded_as_by_its_own_attention(
     family: Any, kind: str, model: LocalModel
 ) -> None:
     other: Any = made(family)
-    draw = random.Random(0)
-    starts = [draw.choices(range(40), k=9) for _ in range(3)]
-    requests = [
-        Request(tuple(starts[n % 3] + draw.choices(range(40), k=n)), Sampling(12, 1.0, seed=n))
-        for n in range(9)
-    ]
+    requests = with_three_starts(12)
     oracle = PaddedDecoder(other, model.tokenizer, 100).complete(requests)
     decoder = PackedDecoder(other, model.tokenizer, 100, steps=KINDS[kind]())
     assert_same(decoder.complete(requests), oracle)

@@ -27,7 +27,8 @@ from searchrl.retrieval.options import DenseOptions, HybridOptions
 from tests.encoders import CORPUS, write_encoder
 
 pytestmark = pytest.mark.pipeline
-_CAP = 4 << 30
+_CAP = 2 << 30
+"""Bytes that a child may take beside those it was started with."""
 _MUTANTS = 100
 Read = Callable[[], object]
 
@@ -71,7 +72,9 @@ def outcome(read: Read) -> str:
 
 
 def _child(read: Read, say: Connection) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (_CAP, _CAP))
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    most = pages * resource.getpagesize() + _CAP
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
         read()
     except SearchRLError as error:
