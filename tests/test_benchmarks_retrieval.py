@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.retrieval import build_memory
+from benchmarks.retrieval.process_memory import memory
 
 
 @pytest.mark.pipeline
@@ -26,4 +27,4 @@ def test_a_build_is_watched_as_a_user_starts_it(
 
 
 def test_a_process_that_has_ended_holds_no_memory() -> None:
-    assert build_memory.memory(2**22 + 1) == (0, 0)
+    assert memory(2**22 + 1) == (0, 0)

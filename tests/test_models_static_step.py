@@ -5,19 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from searchrl.errors import InputError
 from searchrl.models import slot_rows
 from searchrl.models.adapters import add_adapter, merge_adapter
 from searchrl.models.drawing import Request
@@ -33,11 +29,10 @@ from searchrl.models.steps import (
     PlainSteps,
     RecordedSteps,
     Steps,
-    graph_recorder,
     open_steps,
 )
 from tests.tape import Operations, Tape
-from tests.test_models_packed_attention import SIZES, llama, made, qwen2, qwen3
+from tests.test_models_packed_attention import llama, made, qwen2, qwen3
 from tests.test_models_packed_decoder import assert_same, groups, next_turn, with_three_starts
 
 CONTEXT = 1024
@@ -410,28 +405,6 @@ def test_a_model_with_a_hook_is_decoded_operation_by_operation(
     assert tape.recorded > 0
 
 
-@pytest.mark.parametrize(
-    ("decoding", "reason"),
-    [("graph", "the model is on 'cpu'"), ("graph", "'dynamic'"), ("compiled", "'dynamic'")],
-)
-def test_what_does_not_go_together_is_refused_in_one_line(decoding: Any, reason: str) -> None:
-    scaling = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
-    kind = scaling if "dynamic" in reason else {}
-    other: Any = LlamaForCausalLM(LlamaConfig(**SIZES, **kind))
-    with pytest.raises(InputError, match=f'decoding = "{decoding}": .*{reason}') as refusal:
-        open_steps(other, decoding)
-    assert "\n" not in str(refusal.value)
-
-
-def test_padded_models_are_refused_and_on_a_cpu_auto_is_eager(model: LocalModel) -> None:
-    other: Any = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=40))
-    with pytest.raises(InputError, match=r'"graph": a .gpt2. model is decoded on padded'):
-        LocalModel(other, model.tokenizer, decoding="graph")
-    LocalModel(other, model.tokenizer)
-    assert open_steps(model.model, "auto") is None
-    assert open_steps(model.model, "eager") is None
-
-
 @given(number=st.integers(1, 10**6), least=st.sampled_from([1, 16, 256]))
 def test_a_bucket_is_at_most_half_as_large_again(number: int, least: int) -> None:
     size = bucket(number, least)
@@ -471,24 +444,6 @@ def test_compiled_by_inductor_rows_come_and_go(
         assert_same(said, expected)
         requests = next_turn(requests, said)
     assert decoder._slots._steps._compiled is not None
-
-
-def test_graphs_are_recorded_on_one_stream_of_their_device_in_one_pool() -> None:
-    """The calls alone, held against their real signatures: there may be no GPU."""
-    device, opened = torch.device("cuda", 1), []
-    with ExitStack() as stack:
-        for name in ("graph_pool_handle", "CUDAGraph", "device", "stream", "current_stream"):
-            stack.enter_context(mock.patch.object(torch.cuda, name))
-        graph = stack.enter_context(mock.patch.object(torch.cuda, "graph", autospec=True))
-        stack.enter_context(mock.patch.object(torch.cuda, "Stream", side_effect=opened.append))
-        record, worked = graph_recorder(device), []
-        replays = [record(lambda number=n: worked.append(number)) for n in range(2)]
-        torch.cuda.device.assert_called_with(device)
-        assert replays[0] is torch.cuda.CUDAGraph.return_value.replay
-    assert worked == [0, 1]
-    assert opened == [device]
-    pools = {call.kwargs["pool"] for call in graph.call_args_list}
-    assert len(pools) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

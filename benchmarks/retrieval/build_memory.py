@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.retrieval.process_memory import memory
 from benchmarks.retrieval.scale import corpus_file
 from benchmarks.retrieval.zipf import write_corpus
 
@@ -71,17 +72,6 @@ def build(corpus: Path, out: Path, kind: str, settings: list[str]) -> tuple[floa
     after = os.times()
     taken = after.children_user + after.children_system
     return taken - before.children_user - before.children_system, own, resident
-
-
-def memory(process: int) -> tuple[int, int]:
-    """Bytes that no file backs, and those of mapped files, of a process; none once it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except FileNotFoundError:
-        return 0, 0
-    fields = dict(line.split(":", 1) for line in lines)
-    own, mapped = (int(fields.get(name, "0").split()[0]) for name in ("RssAnon", "RssFile"))
-    return own * 1_024, mapped * 1_024
 
 
 if __name__ == "__main__":

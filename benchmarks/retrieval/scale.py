@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.retrieval import vector_engines, word_engines
+from benchmarks.retrieval.process_memory import memory
 from benchmarks.retrieval.zipf import queries, write_corpus
 from searchrl.retrieval.vectors import Vectors
 
@@ -294,10 +295,7 @@ def largest_memory() -> Iterator[Callable[[], float]]:
 
 def allocated() -> int:
     """Bytes of this process that no file backs."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1_024
-    raise RuntimeError("/proc/self/status has no RssAnon")
+    return memory(os.getpid())[0]
 
 
 def forecast(kind: str, engine: str, rows: Sequence[tuple[int, Built, Asked]]) -> str:

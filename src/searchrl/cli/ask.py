@@ -54,15 +54,10 @@ def command(
     from searchrl.agents.trained import open_agent
     from searchrl.cli.machine import use_machine
     from searchrl.data.questions import Question
-    from searchrl.errors import InfrastructureError, InputError
+    from searchrl.errors import InfrastructureError
     from searchrl.training.checkpoint import searcher_path
 
-    if split not in ("train", "test"):
-        raise InputError(f"--split {split}: expected train or test")
-    if index is None and (encoder is not None or device != "cpu"):
-        raise InputError("--encoder and --device go with --index; a run's own is set in its recipe")
-    if not question.strip():
-        raise InputError("the question is empty")
+    _check(question, split, index is None and (encoder is not None or device != "cpu"))
     experiment, held = _experiment(run, recipe, searcher, index, overrides or [])
     trained = searcher_path(held)
     use_machine(threads)
@@ -87,6 +82,18 @@ def command(
         _show(episode, Console(highlight=False))
     if episode.error is not None:
         raise InfrastructureError(episode.error)
+
+
+def _check(question: str, split: str, without_index: bool) -> None:
+    """Refuse what cannot be asked; ``without_index``: what goes with an index is given alone."""
+    from searchrl.errors import InputError
+
+    if split not in ("train", "test"):
+        raise InputError(f"--split {split}: expected train or test")
+    if without_index:
+        raise InputError("--encoder and --device go with --index; a run's own is set in its recipe")
+    if not question.strip():
+        raise InputError("the question is empty")
 
 
 def _experiment(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -52,15 +52,8 @@ def command(
     from searchrl.methods import entrants, find_trained
     from searchrl.recipe_file import load_recipe
 
-    changes = list(overrides or ())
-    if methods is not None:
-        names = [_entry(name) for name in split_names(methods, "--methods")]
-        changes.append(f"evaluation.methods={json.dumps(names)}")
-    if n is not None:
-        changes.append(f"evaluation.questions={n}")
     general, own = _searchers(searcher or ())
-    changes += [f"evaluation.searchers.{entry}={json.dumps(path)}" for entry, path in own.items()]
-    loaded = load_recipe(recipe, changes)
+    loaded = load_recipe(recipe, [*(overrides or ()), *_changes(methods, n, own)])
     check_evaluation(loaded)
     use_machine(threads)
     trained = None if general is None else find_trained(general)
@@ -78,6 +71,19 @@ def command(
         typer.echo(json.dumps(to_json(comparison)))
     else:
         show_results(comparison)
+
+
+def _changes(methods: str | None, n: int | None, searchers: Mapping[str, str]) -> list[str]:
+    """What the command's own options say, as changes of a recipe."""
+    changes = []
+    if methods is not None:
+        names = [_entry(name) for name in split_names(methods, "--methods")]
+        changes.append(f"evaluation.methods={json.dumps(names)}")
+    if n is not None:
+        changes.append(f"evaluation.questions={n}")
+    return changes + [
+        f"evaluation.searchers.{entry}={json.dumps(path)}" for entry, path in searchers.items()
+    ]
 
 
 def _entry(name: str) -> str:

@@ -58,13 +58,7 @@ def write_dense(
         InputError: as ``load_encoder``, ``from_file`` and ``write_compressed``, or ``waiting``
             holds another build.
     """
-    query = load_encoder(options, "query")
-    passage = load_encoder(options, "passage", like=query)
-    if query.settings.dimension != passage.settings.dimension:
-        raise InputError(
-            f"{query.settings.model} and {passage.settings.model} differ in dimension; "
-            "they are no pair of encoders"
-        )
+    query, passage = _encoders(options)
     source = (
         encoded(store, passage, progress)
         if file is None
@@ -92,6 +86,18 @@ def write_dense(
         "compression": compression,
     }
     return about, query
+
+
+def _encoders(options: VectorOptions) -> tuple[Encoder, Encoder]:
+    """Of queries and of passages."""
+    query = load_encoder(options, "query")
+    passage = load_encoder(options, "passage", like=query)
+    if query.settings.dimension != passage.settings.dimension:
+        raise InputError(
+            f"{query.settings.model} and {passage.settings.model} differ in dimension; "
+            "they are no pair of encoders"
+        )
+    return query, passage
 
 
 def _claim(waiting: Path, made_from: dict[str, Any]) -> None:

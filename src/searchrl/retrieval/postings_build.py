@@ -1,9 +1,9 @@
 """The inverted index of BM25 under construction, in memory that does not grow with the corpus.
 
-The corpus is analysed once. Postings pile up until there are two million; then they are sorted by
-term and appended to a spool on disk as a run (Heinz and Zobel, 2003). Runs are merged a part of the
-vocabulary at a time: a part's terms get their numbers and weights, and its postings go to their
-places, which are next to each other. What grows is on disk, or mapped.
+The corpus is analysed once. Postings pile up until there are two million, or half a million terms;
+then they are sorted by term and appended to a spool on disk as a run (Heinz and Zobel, 2003). Runs
+are merged a part of the vocabulary at a time: a part's terms get their numbers and weights, and its
+postings go to their places, which are next to each other. What grows is on disk, or mapped.
 
 Differs from the paper: runs are merged by cutting the vocabulary, not by a heap, so that all work
 on postings is numpy's.
